@@ -1,0 +1,246 @@
+"""Gridworld-pinpad, at four scales. Launch any stage, or all of them, with
+
+  python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+
+'paper' is App. C of the paper, seed by seed; 'small' an hour or two of CPU or minutes of GPU;
+'quickstart' a quarter of an hour on two cores; 'smoke' seconds, to see that everything runs. Every field can
+be overridden from the command line, `--config.pretrain.batch=256`.
+"""
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def get_config(preset: str = 'quickstart') -> ConfigDict:
+  """Returns the config of one scale: 'paper', 'small', 'quickstart' or 'smoke'."""
+  presets = {'paper': _paper, 'small': _small, 'quickstart': _quickstart, 'smoke': _smoke}
+  if preset not in presets:
+    raise ValueError(f'config preset {preset!r}: must be one of {", ".join(presets)}')
+  config = _paper()
+  if preset != 'paper':
+    presets[preset](config)
+  config.preset = preset
+  return config
+
+
+def _stage(**kwargs) -> ConfigDict:
+  """A training stage: optimiser, lengths and intervals (in updates)."""
+  return ConfigDict(
+    {
+      'steps': 0,
+      'batch': 0,
+      'learning_rate': 1e-3,
+      'weight_decay': 0.0,
+      'schedule': 'constant',
+      'warmup_steps': 0,
+      'clip_norm': 0.0,  # 0 leaves gradients alone.
+      'updates_per_call': 50,
+      'eval_every': 0,
+      'eval_batch': 512,
+      'checkpoint_every': 0,
+      **kwargs,
+    }
+  )
+
+
+def _paper() -> ConfigDict:
+  """App. A.1 and C, Tables A4, A7, A9, A13 and A16."""
+  config = ConfigDict()
+  config.preset = 'paper'
+  config.seed = 0
+  config.env = ConfigDict(
+    {
+      'kind': 'gridworld',
+      'grid_size': 7,
+      'num_objects': 8,
+      'num_walls': 4,
+      'time_limit': 100,
+      'family': 'gridworld',
+    }
+  )
+  config.expert = ConfigDict({'epsilon': 0.0})
+  # Demonstrations are generated inside the update, or read from a directory that `collect` made.
+  config.data = ConfigDict(
+    {'directory': '', 'horizon': 72, 'episodes': 100_000, 'episodes_per_shard': 10_000}
+  )
+  config.model = ConfigDict(
+    {
+      'kind': 'transformer',
+      'width': 256,
+      'num_blocks': 6,
+      'num_heads': 4,
+      'mlp_width': 512,
+      'activation': 'relu',
+      'norm': 'rms',
+      'relative_buckets': 32,
+      'init_scale': 0.1,
+      'controlled_layer': 3,
+      'observation_likelihood': 'categorical',  # [open] or 'bernoulli'
+      'dtype': 'float32',
+      'remat': False,
+    }
+  )
+  config.pretrain = _stage(
+    steps=256_000,
+    batch=1024,
+    learning_rate=3e-4,
+    weight_decay=0.03,
+    eval_every=2000,
+    checkpoint_every=2000,
+  )
+  config.pretrain.observation_weight = 0.01  # lambda of Eq. 5
+  config.probe = _stage(steps=8000, batch=512, learning_rate=1e-3)
+  config.control = _stage(steps=3200, batch=512, learning_rate=1e-3, weight_decay=0.03)
+  config.control.kind = 'low_rank'
+  config.control.rank = 16
+  config.control.layers = (0, 1, 2, 3, 4, 5, 6)
+  config.metacontroller = ConfigDict(
+    {
+      'code_size': 8,
+      'encoder_hidden': 64,
+      'decoder_hidden': 32,
+      'history_size': 32,
+      'embedding_size': 32,
+      'embedder_blocks': 1,
+      'summary': 'last',
+      'switch_hidden': 32,
+      'switch_bias': 0.0,
+      'scalar_gate': True,
+      'first_gate': 'open',
+      'threshold': 0.5,
+      'temperature': 1.0,
+      'controller': 'low_rank',
+      'rank': 16,
+      'controller_scale': 0.1,
+      'normalise': True,
+    }
+  )
+  config.discover = _stage(
+    steps=64_000,
+    batch=512,
+    learning_rate=1e-3,
+    weight_decay=0.03,
+    eval_every=2000,
+    checkpoint_every=2000,
+  )
+  config.discover.alphas = (0.0, 0.05, 0.1, 0.17, 0.3, 0.5, 1.0)
+  config.discover.seeds = 1
+  config.discover.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
+  config.discover.kl_weight = 'all'  # [open] or 'gated'
+  # [open] alpha is 0 for the first updates, then grows linearly to its value.
+  config.discover.alpha_delay = 0
+  config.discover.alpha_ramp = 0
+  config.discover.hard_steps = 0  # [open] last updates, with the gate thresholded
+  config.policy = ConfigDict(
+    {
+      'width': 256,
+      'mlp_width': 512,
+      'num_heads': 8,
+      'initial_std': 1.0,
+      'normalise': True,
+    }
+  )
+  config.reinforce = _stage(
+    steps=100_000,
+    batch=1024,
+    learning_rate=3e-5,
+    eval_every=1000,
+    eval_batch=1024,
+    checkpoint_every=1000,
+    updates_per_call=10,
+  )
+  config.reinforce.learning_rates = (3e-5,)  # one run each; the paper scans 3e-6 to 3e-4
+  config.reinforce.raw_learning_rates = (3e-5,)
+  config.reinforce.seeds = 1
+  config.reinforce.time_limit = 100
+  config.reinforce.max_decisions = 50
+  config.reinforce.epochs = 1  # [open]
+  config.reinforce.minibatches = 1  # [open]
+  config.reinforce.clip = 0.2  # [open]
+  config.reinforce.entropy_coefficient = 0.0
+  config.evaluate = ConfigDict({'episodes': 4096, 'batch': 1024, 'floor_episodes': 4096})
+  return config
+
+
+def _small(config: ConfigDict) -> None:
+  """A world in which colour pairs still have to mean goals: 5 x 5 cells, 6 colours in 4 pairs."""
+  config.env.update(grid_size=5, num_objects=6, num_walls=1, time_limit=64, family='four_pairs')
+  config.data.update(horizon=48)
+  config.model.update(width=128, num_blocks=4, mlp_width=256, init_scale=1.0, controlled_layer=2)
+  config.pretrain.update(
+    steps=20_000,
+    batch=128,
+    learning_rate=1e-3,
+    schedule='cosine',
+    warmup_steps=200,
+    clip_norm=1.0,
+    eval_every=1000,
+    checkpoint_every=500,
+    observation_weight=0.0,
+  )
+  config.probe.update(steps=1000, batch=128, learning_rate=3e-3)
+  config.control.update(steps=1000, batch=128, learning_rate=3e-3, layers=(0, 1, 2, 3, 4))
+  config.discover.update(
+    steps=6000,
+    batch=128,
+    learning_rate=3e-3,
+    schedule='cosine',
+    warmup_steps=100,
+    clip_norm=1.0,
+    weight_decay=0.0,
+    alphas=(0.05, 0.1, 0.17),
+    alpha_delay=500,
+    alpha_ramp=1500,
+    hard_steps=1000,
+    eval_every=500,
+    checkpoint_every=500,
+  )
+  config.policy.update(width=128, mlp_width=256, num_heads=4)
+  config.reinforce.update(
+    steps=500,
+    batch=512,
+    learning_rates=(3e-4, 1e-3),
+    raw_learning_rates=(3e-5, 1e-4),
+    seeds=3,
+    time_limit=64,
+    max_decisions=32,
+    epochs=4,
+    minibatches=4,
+    eval_every=50,
+    checkpoint_every=50,
+    updates_per_call=5,
+  )
+  config.evaluate.update(episodes=2048, batch=512, floor_episodes=2048)
+
+
+def _quickstart(config: ConfigDict) -> None:
+  """The smallest world that shows every phenomenon: 4 x 4 cells, 4 colours."""
+  _small(config)
+  config.env.update(grid_size=4, num_objects=4, num_walls=1, time_limit=32, family='ant')
+  config.data.update(horizon=24)
+  config.model.update(width=64, num_blocks=4, mlp_width=128)
+  config.pretrain.update(steps=6000, learning_rate=3e-3)
+  config.probe.update(steps=300)
+  config.control.update(steps=300, layers=(2,))
+  config.discover.update(steps=2000, alphas=(0.2,), alpha_delay=200, alpha_ramp=600, hard_steps=300)
+  config.policy.update(width=64, mlp_width=128)
+  config.reinforce.update(
+    steps=200, seeds=1, learning_rates=(1e-3,), raw_learning_rates=(1e-4,), time_limit=32
+  )
+
+
+def _smoke(config: ConfigDict) -> None:
+  """Everything once, in seconds; the numbers mean nothing."""
+  _quickstart(config)
+  config.model.update(width=16, num_blocks=2, num_heads=2, mlp_width=16, controlled_layer=1)
+  config.metacontroller.update(rank=4)
+  config.policy.update(width=16, mlp_width=16, num_heads=2)
+  tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
+  for stage in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
+    config[stage].update(tiny, warmup_steps=1)
+  config.control.update(layers=(0, 1))
+  config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
+  config.reinforce.update(minibatches=2, epochs=2)
+  config.data.update(episodes=32, episodes_per_shard=16)
+  config.evaluate.update(episodes=16, batch=16, floor_episodes=16)

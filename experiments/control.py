@@ -1,0 +1,94 @@
+"""One linear controller a subgoal, trained with labels, then switched on the truth (App. C.3, Fig. 4).
+
+  python -m experiments.control --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+"""
+
+import time
+from typing import Any
+
+import jax
+
+from experiments import common
+from internal_rl.control.closed_loop import BaseRollout
+from internal_rl.control.controller import Controller
+from internal_rl.metacontroller.loss import masked_mean
+from internal_rl.models.sequence_model import SequenceModel
+from internal_rl.training import loop
+from internal_rl.training import state as state_lib
+
+
+def run(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Trains the controllers of every layer in `control.layers` and evaluates them closed-loop."""
+  started = time.time()
+  base = common.base_params(config, workdir)
+  layers = [_run_layer(config, workdir, base, layer) for layer in config.control.layers]
+  best = max(layers, key=lambda row: row['post_training']['success'])
+  values = {
+    'best_success': best['post_training']['success'],
+    'best_layer': best['layer'],
+    'layers': layers,
+  }
+  return common.write_result(config, common.stage_dir(workdir, 'control'), values, started)
+
+
+def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[str, Any]:
+  section = config.control
+  expert, model, tx = (
+    common.clean_expert(config),
+    common.base_model(config),
+    common.optimiser(section),
+  )
+  num_subgoals = len(expert.env.family.subgoals)
+  controller = Controller(config.model.width, num_subgoals, section.kind, section.rank)
+  one_hot = lambda subgoals: jax.nn.one_hot(subgoals, num_subgoals)
+  lower = lambda frozen, batch: model.apply(
+    frozen, batch.inputs, layer, method=SequenceModel.lower
+  )
+
+  def nll(params, frozen, batch, e):
+    controlled = e + controller.apply(params, one_hot(batch.subgoals), e)
+    predictions = model.apply(frozen, controlled, layer, method=SequenceModel.upper)
+    return -masked_mean(predictions.action.log_prob(batch.actions), batch.mask)
+
+  def update(state, frozen, key):
+    batch = common.sample(expert, config, key, section.batch)
+    loss, grads = jax.value_and_grad(nll)(state.params, frozen, batch, lower(frozen, batch))
+    return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
+
+  key = common.key_for(config, 'control', layer)
+  example = common.sample(expert, config, jax.random.key(0), 1)
+  params = controller.init(key, one_hot(example.subgoals), lower(base, example))
+  state = loop.fit(
+    update,
+    state_lib.create(params, tx, key),
+    common.fit_config(section, evaluated=False),
+    common.stage_dir(workdir, 'control', f'layer_{layer}'),
+    frozen=base,
+    fingerprint=common.fingerprint(config, 'pretrain', 'control'),
+  )
+  row = {'layer': layer}
+  batch = common.sample(expert, config, jax.random.fold_in(key, 1), section.eval_batch)
+  row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
+  for name, env in (
+    ('pretraining', common.environment(config)),
+    ('post_training', common.post_training_environment(config)),
+  ):
+    rollout = BaseRollout(env, model, layer)
+    tasks = common.task_batch(env, config.evaluate.batch)
+
+    @jax.jit
+    def episodes(base, params, key, rollout=rollout, tasks=tasks):
+      steer = lambda s, e: e + controller.apply(params, one_hot(s.subgoal), e)
+      return rollout(base, key, tasks, steer)
+
+    row[name] = common.success_rate(
+      lambda key, episodes=episodes: episodes(base, state.params, key),
+      jax.random.fold_in(key, 2),
+      config.evaluate.episodes,
+      config.evaluate.batch,
+    )
+  return row
+
+
+if __name__ == '__main__':
+  common.main(run)

@@ -1,0 +1,60 @@
+"""Runs the whole story into one workdir, skipping the stages that are finished.
+
+  python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+from absl import logging
+
+from experiments import common, control, discover, evaluate, pretrain, probe, reinforce
+
+STAGES = {
+  'pretrain': pretrain.run,
+  'probe': probe.run,
+  'control': control.run,
+  'discover': discover.run,
+  'reinforce/internal': reinforce.run,
+  'reinforce/raw': lambda config, workdir: reinforce.run(config, workdir, 'raw'),
+  'evaluate': evaluate.run,
+}
+
+
+def run(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Runs what is not finished yet, then writes `summary.json`."""
+  started = time.time()
+  results = {}
+  for stage, run_stage in STAGES.items():
+    results[stage] = common.read_result(workdir, *stage.split('/'))
+    if results[stage] is None:
+      logging.info('%s: starting', stage)
+      results[stage] = run_stage(config, workdir)
+    else:
+      logging.info('%s: finished before, skipped', stage)
+  summary = {
+    'base_nll': results['pretrain']['nll'],
+    'bayes_nll': results['pretrain']['bayes_nll'],
+    'probe_accuracy': results['probe']['best_accuracy'],
+    'bayes_accuracy': results['probe']['bayes_accuracy'],
+    'labelled_success': results['control']['best_success'],
+    'switch_f1': results['discover']['f1_tolerance_0'],
+    'prior_success': results['discover']['prior_success']['success'],
+    'internal_rl_success': results['reinforce/internal']['success'],
+    'raw_rl_success': results['reinforce/raw']['success'],
+    'episodes': results['reinforce/internal']['episodes'],
+    'seconds': sum(result['seconds'] for result in results.values()),
+  }
+  logging.info('pipeline: %.0f s in this call', time.time() - started)
+  path = os.path.join(workdir, 'summary.json')
+  with open(path + '.tmp', 'w') as file:
+    json.dump(summary, file, indent=1)
+  os.replace(path + '.tmp', path)
+  logging.info('%s: %s', path, summary)
+  return summary
+
+
+if __name__ == '__main__':
+  common.main(run)

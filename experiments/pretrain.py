@@ -1,0 +1,85 @@
+"""Pretrains the base sequence model on demonstrations (App. D.1, Eq. 5; Tables A4 and A5).
+
+  python -m experiments.pretrain --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+"""
+
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import common
+from internal_rl.analysis import bayes
+from internal_rl.metacontroller.loss import masked_mean
+from internal_rl.models.sequence_model import SequenceModel
+from internal_rl.training import loop, metrics
+from internal_rl.training import state as state_lib
+from internal_rl.types import Params, Trajectories
+
+
+def losses(
+  model: SequenceModel, params: Params, batch: Trajectories
+) -> tuple[jax.Array, jax.Array]:
+  """Returns action and next-observation negative log-likelihood, nats per step (Eq. 5)."""
+  predictions = model.apply(params, batch.inputs)
+  action = -masked_mean(predictions.action.log_prob(batch.actions), batch.mask)
+  if predictions.observation is None:
+    return action, jnp.zeros(())
+  log_prob = predictions.observation.log_prob(batch.next_observations)
+  return action, -masked_mean(log_prob, batch.mask)
+
+
+def run(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Trains, and compares with the exact floors on the same held-out episodes."""
+  started, section = time.time(), config.pretrain
+  expert, model, tx = common.expert(config), common.base_model(config), common.optimiser(section)
+  key = common.key_for(config, 'pretrain')
+  shapes = common.sample(expert, config, jax.random.key(0), 1).inputs
+  state = state_lib.create(model.init(key, shapes), tx, key)
+
+  def update(state, frozen, key):
+    batch = common.sample(expert, config, key, section.batch)
+
+    def loss_fn(params):
+      action, observation = losses(model, params, batch)
+      return action + section.observation_weight * observation, (action, observation)
+
+    (loss, (action, observation)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    state = state_lib.apply_gradients(state, grads, tx)
+    return state, {'loss': loss, 'nll': action, 'observation_nll': observation}
+
+  def evaluate(state, frozen, key):
+    # Floor and model on the same episodes, so that their difference is known far better than either.
+    episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
+    beliefs = bayes.beliefs(expert, episodes)
+    action, observation = losses(model, state.params, expert.observations(episodes))
+    floor = masked_mean(beliefs.bayes_nll, beliefs.mask)
+    return {
+      'nll': action,
+      'observation_nll': observation,
+      'bayes_nll': floor,
+      'gap': action - floor,
+      'goal_nll': masked_mean(beliefs.goal_nll, beliefs.mask),
+    }
+
+  directory = common.stage_dir(workdir, 'pretrain')
+  state = loop.fit(
+    update,
+    state,
+    common.fit_config(section, best_metric='nll', progress_metrics=('nll',)),
+    directory,
+    evaluate=evaluate,
+    fingerprint=common.fingerprint(config, 'pretrain'),
+  )
+  rows = [row for row in metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl')) if 'eval/nll' in row]
+  params = common.base_params(config, workdir)
+  key = common.key_for(config, 'pretrain final')
+  final = jax.jit(evaluate)(state.replace(params=params), None, key)
+  curve = {name: [row[name] for row in rows] for name in ('step', 'eval/nll', 'eval/bayes_nll')}
+  return common.write_result(config, directory, {**final, 'curve': curve}, started)
+
+
+if __name__ == '__main__':
+  common.main(run)

@@ -1,0 +1,74 @@
+"""Is the subgoal linearly decodable from the frozen residual stream? (App. C.2, Figs. 3 and A1)
+
+  python -m experiments.probe --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+"""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import common
+from internal_rl.analysis import bayes
+from internal_rl.control import probe
+from internal_rl.metacontroller.loss import masked_mean
+from internal_rl.models.sequence_model import SequenceModel
+from internal_rl.training import loop
+from internal_rl.training import state as state_lib
+
+
+def run(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Trains a probe for every layer at once; reports accuracies beside the Bayes belief's."""
+  started, section = time.time(), config.probe
+  expert, model, tx = common.expert(config), common.base_model(config), common.optimiser(section)
+  base = common.base_params(config, workdir)
+  probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
+  residuals = lambda frozen, batch: model.apply(
+    frozen, batch.inputs, method=SequenceModel.residuals
+  )
+  key = common.key_for(config, 'probe')
+  example = residuals(base, common.sample(expert, config, jax.random.key(0), 1))
+  state = state_lib.create(probes.init(key, example), tx, key)
+
+  def update(state, frozen, key):
+    batch = common.sample(expert, config, key, section.batch)
+    stream = residuals(frozen, batch)
+
+    def loss_fn(params):
+      logits = probes.apply(params, stream)
+      return probe.cross_entropy(logits, batch.subgoals, batch.mask).sum()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
+
+  def evaluate(state, frozen, key):
+    episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
+    batch = expert.observations(episodes)
+    correct = probes.apply(state.params, residuals(frozen, batch)).argmax(-1) == batch.subgoals
+    beliefs = bayes.beliefs(expert, episodes)
+    by_step = lambda correct: (correct & batch.mask).sum(-2) / batch.mask.sum(0)
+    return {
+      'accuracy': jax.vmap(masked_mean, (0, None))(correct.astype(jnp.float32), batch.mask),
+      'accuracy_by_step': by_step(correct),
+      'bayes_accuracy': masked_mean(beliefs.correct.astype(jnp.float32), batch.mask),
+      'bayes_accuracy_by_step': by_step(beliefs.correct),
+    }
+
+  directory = common.stage_dir(workdir, 'probe')
+  state = loop.fit(
+    update,
+    state,
+    common.fit_config(section),
+    directory,
+    frozen=base,
+    evaluate=evaluate,
+    fingerprint=common.fingerprint(config, 'pretrain', 'probe'),
+  )
+  final = jax.jit(evaluate)(state, base, common.key_for(config, 'probe final'))
+  best = {'best_accuracy': final['accuracy'].max(), 'best_layer': final['accuracy'].argmax()}
+  return common.write_result(config, directory, {**best, **final}, started)
+
+
+if __name__ == '__main__':
+  common.main(run)

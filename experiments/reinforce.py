@@ -1,0 +1,141 @@
+"""Internal RL on the unseen task with sparse reward; with --raw, RL on the base's own actions (App. C.5).
+
+  python -m experiments.reinforce --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+  python -m experiments.reinforce --raw --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+"""
+
+import functools
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments import common
+from internal_rl.baselines import raw_rl
+from internal_rl.control.closed_loop import BaseRollout
+from internal_rl.rl import learner
+from internal_rl.rl.internal_env import Frozen
+from internal_rl.rl.policy import CodePolicy
+from internal_rl.rl.rollout import Decisions, InternalRollout
+from internal_rl.training import loop, metrics
+from internal_rl.training import state as state_lib
+from internal_rl.types import Params
+
+_RAW = flags.DEFINE_bool('raw', False, 'Reinforce the raw actions of the base model instead.')
+
+METHODS = ('internal', 'raw')
+
+
+def evaluate_codes(
+  policy: CodePolicy, params: Params, batch: Decisions
+) -> tuple[jax.Array, jax.Array]:
+  """Returns log-probability and entropy of every decision in `batch`."""
+  distribution = policy.apply(params, batch.e)
+  return distribution.log_prob(batch.z), distribution.entropy()
+
+
+def run(config: common.Config, workdir: str, method: str = 'internal') -> dict[str, Any]:
+  """Trains every learning rate and seed of one method; reports curves and the best learning rate."""
+  started, section = time.time(), config.reinforce
+  if method not in METHODS:
+    raise ValueError(f'method={method!r}: must be one of {METHODS}')
+  rates = section.learning_rates if method == 'internal' else section.raw_learning_rates
+  runs = [
+    _run_one(config, workdir, method, rate, seed) for rate in rates for seed in range(section.seeds)
+  ]
+  mean_final = lambda rate: sum(r['success'] for r in runs if r['learning_rate'] == rate)
+  best = max(rates, key=mean_final)
+  finals = [r['success'] for r in runs if r['learning_rate'] == best]
+  values = {
+    'method': method,
+    'learning_rate': best,
+    'success': sum(finals) / len(finals),
+    'initial_success': sum(r['initial_success'] for r in runs) / len(runs),
+    'episodes': section.steps * section.batch,
+    'runs': runs,
+  }
+  directory = common.stage_dir(workdir, 'reinforce', method)
+  return common.write_result(config, directory, values, started)
+
+
+def _run_one(
+  config: common.Config, workdir: str, method: str, rate: float, seed: int
+) -> dict[str, Any]:
+  section = config.reinforce
+  env, model = common.post_training_environment(config), common.base_model(config)
+  base = common.base_params(config, workdir)
+  key = common.key_for(config, method, seed)
+  if method == 'internal':
+    policy = common.policy(config)
+    rollout = InternalRollout(
+      env,
+      model,
+      common.metacontroller(config),
+      policy,
+      config.metacontroller.threshold,
+      section.max_decisions,
+      forced=config.discover.gate == 'open',
+    )
+    frozen = Frozen(base, common.metacontroller_params(config, workdir))
+    params = policy.init(key, jnp.zeros((1, 1, config.model.width)))
+    play, score = rollout, functools.partial(evaluate_codes, policy)
+  else:
+    rollout, frozen, params = BaseRollout(env, model), (), base
+    play = lambda params, frozen, key, tasks: rollout(params, key, tasks)
+    score = functools.partial(raw_rl.evaluate, model)
+
+  tx = common.optimiser(section, rate)
+  how = learner.LearnerConfig(
+    section.epochs, section.minibatches, section.clip, section.entropy_coefficient
+  )
+
+  def update(state, frozen, key):
+    rollout_key, learn_key = jax.random.split(key)
+    tasks = common.task_batch(env, section.batch)
+    batch = play(state.params, frozen, rollout_key, tasks)
+    params, opt_state, row = learner.learn(
+      how, tx, score, state.params, state.opt_state, batch.replace(final=None), learn_key
+    )
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return state, {**row, **learner.rollout_metrics(batch)}
+
+  def evaluate(state, frozen, key):
+    tasks = common.task_batch(env, section.eval_batch)
+    return learner.rollout_metrics(play(state.params, frozen, key, tasks))
+
+  directory = common.stage_dir(workdir, 'reinforce', method, f'lr_{rate:g}_seed_{seed}')
+  state = loop.fit(
+    update,
+    state_lib.create(params, tx, key),
+    common.fit_config(section, progress_metrics=('success',)),
+    directory,
+    frozen=frozen,
+    evaluate=evaluate,
+    fingerprint={
+      **common.fingerprint(config, 'pretrain', 'metacontroller', 'policy', 'reinforce'),
+      'learning_rate': rate,
+    },
+  )
+  logged = metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
+  curve = [
+    {'episodes': row['step'] * section.batch, 'success': row['train/success']}
+    for row in logged
+    if 'train/success' in row
+  ]
+  tasks = common.task_batch(env, config.evaluate.batch)
+  episodes = jax.jit(lambda params, frozen, key: play(params, frozen, key, tasks))
+  final = common.success_rate(
+    lambda k: episodes(state.params, frozen, k),
+    jax.random.fold_in(key, 1),
+    config.evaluate.episodes,
+    config.evaluate.batch,
+  )
+  initial = next(row['eval/success'] for row in logged if 'eval/success' in row)
+  return {'learning_rate': rate, 'seed': seed, 'initial_success': initial, **final, 'curve': curve}
+
+
+if __name__ == '__main__':
+  common.main(lambda config, workdir: run(config, workdir, 'raw' if _RAW.value else 'internal'))

@@ -1,0 +1,61 @@
+"""What does a code mean: a goal, a place, or the next move? (App. B.3.2)"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+def first_steps(segments: Int[Array, 'b t'], mask: Bool[Array, 'b t']) -> Bool[Array, 'b t']:
+  """Marks the first step of every subgoal, that of the episode included."""
+  changed = jnp.diff(segments, axis=1, prepend=-1) != 0
+  return changed & mask
+
+
+def by_segment(
+  values: Float[Array, 'b t z'],
+  segments: Int[Array, 'b t'],
+  mask: Bool[Array, 'b t'],
+  num_segments: int,
+) -> Float[Array, 'b s z']:
+  """Returns what `values` were at the first step of each subgoal of an episode; 0 if it had none."""
+  starts = first_steps(segments, mask)[..., None] & (
+    segments[..., None] == jnp.arange(num_segments)
+  )
+  return jnp.einsum('bts,btz->bsz', starts.astype(values.dtype), values)
+
+
+def decodability(
+  codes: Float[Array, 'n z'],
+  labels: Int[Array, ' n'],
+  weights: Float[Array, ' n'],
+  num_classes: int,
+  steps: int = 300,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Returns how well a linear classifier reads `labels` off `codes`, and the majority class's share.
+
+  Trained on the first half of the rows and scored on the second; rows of weight 0 do not count.
+  """
+  half = codes.shape[0] // 2
+  scale = codes.std(0) + 1e-6
+  inputs = (codes - codes.mean(0)) / scale
+  one_hot = jax.nn.one_hot(labels, num_classes)
+  tx = optax.adam(0.05)
+
+  def loss(params, rows):
+    log_prob = jax.nn.log_softmax(inputs[rows] @ params['w'] + params['b'])
+    return -(weights[rows] * (log_prob * one_hot[rows]).sum(-1)).sum() / weights[rows].sum()
+
+  def step(carry, _):
+    params, opt_state = carry
+    updates, opt_state = tx.update(jax.grad(loss)(params, slice(0, half)), opt_state)
+    return (optax.apply_updates(params, updates), opt_state), None
+
+  params = {'w': jnp.zeros((codes.shape[1], num_classes)), 'b': jnp.zeros(num_classes)}
+  (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+  test = slice(half, None)
+  guess = (inputs[test] @ params['w'] + params['b']).argmax(-1)
+  total = jnp.maximum(weights[test].sum(), 1e-9)
+  accuracy = (weights[test] * (guess == labels[test])).sum() / total
+  majority = (weights[test][:, None] * one_hot[test]).sum(0).max() / total
+  return accuracy, majority

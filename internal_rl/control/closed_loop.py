@@ -1,0 +1,156 @@
+"""Acting with the base model: its own samples, or steered by a function of the residual stream.
+
+Serves closed-loop evaluation of labelled controllers (App. C.3), random sampling from the base model,
+and the rollouts of raw-action RL (App. C.5.3).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from internal_rl.envs.environment import Environment
+from internal_rl.models.sequence_model import Carry, SequenceModel
+from internal_rl.types import Key, Params, TimeStep
+
+Steer = Callable[[Any, Float[Array, 'b d']], Float[Array, 'b d']]
+
+
+@struct.dataclass
+class RawEpisodes:
+  """A batch of episodes, one entry a raw step.
+
+  Attributes:
+    observations: what the model read, `o_1 .. o_T`.
+    actions: what it sampled.
+    log_prob: log-probability of each action when it was sampled.
+    mask: True on the steps that were acted on.
+    returns: sum of rewards of each episode; 1 for success.
+    lengths: raw steps of each episode.
+    final: environment state at the end, for analysis.
+  """
+
+  observations: Shaped[Array, 'b t o']
+  actions: Shaped[Array, 'b t *a']
+  log_prob: Float[Array, 'b t']
+  mask: Bool[Array, 'b t']
+  returns: Float[Array, ' b']
+  lengths: Int[Array, ' b']
+  final: Any
+
+
+@struct.dataclass
+class _Carry:
+  env: Any
+  base: Carry
+  observation: Shaped[Array, 'b o']
+  done: Bool[Array, ' b']
+  time: Int[Array, '']
+  out: RawEpisodes
+
+
+def _no_steering(env_state: Any, e: Float[Array, 'b d']) -> Float[Array, 'b d']:
+  del env_state
+  return e
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRollout:
+  """Rolls out the base model.
+
+  Attributes:
+    env: the environment.
+    model: the base sequence model.
+    layer: layer at which `steer` acts; None for the model's controlled layer.
+  """
+
+  env: Environment
+  model: SequenceModel
+  layer: int | None = None
+
+  def __call__(
+    self, params: Params, key: Key, tasks: Int[Array, ' b'], steer: Steer = _no_steering
+  ) -> RawEpisodes:
+    """Runs one episode of each of `tasks` to its end, on fresh layouts.
+
+    Args:
+      params: of the base model.
+      key: consumed.
+      tasks: index of each episode's task.
+      steer: `(environment state, e) -> e^`, applied to the stream at `layer` at every raw step. Only
+        analyses may look at the state's ground truth.
+    """
+    reset_key, sampling_key = jax.random.split(key)
+    reset_keys = jax.random.split(reset_key, tasks.shape[0])
+    return self.run(params, sampling_key, *jax.vmap(self.env.reset)(reset_keys, tasks), steer)
+
+  def run(
+    self, params: Params, key: Key, env_state: Any, timestep: TimeStep, steer: Steer = _no_steering
+  ) -> RawEpisodes:
+    """The same from given starts; `key` is consumed by the actions alone."""
+
+    def step(carry: _Carry) -> _Carry:
+      lower, e = self.model.apply(
+        params, carry.base.lower, carry.observation, method=SequenceModel.lower_step
+      )
+      upper, predictions = self.model.apply(
+        params, carry.base.upper, steer(carry.env, e), method=SequenceModel.upper_step
+      )
+      action = predictions.action.sample(jax.random.fold_in(key, carry.time))
+      record = {
+        'observations': carry.observation,
+        'actions': action,
+        'log_prob': predictions.action.log_prob(action),
+        'mask': ~carry.done,
+      }
+      put = lambda name, value: getattr(carry.out, name).at[:, carry.time].set(value)
+      written = {name: put(name, value) for name, value in record.items()}
+      env_state, timestep = jax.vmap(self.env.step)(carry.env, action)
+      return carry.replace(
+        env=env_state,
+        base=Carry(lower=lower, upper=upper),
+        observation=timestep.observation,
+        done=timestep.done,
+        time=carry.time + 1,
+        out=carry.out.replace(returns=carry.out.returns + timestep.reward, **written),
+      )
+
+    unfinished = lambda carry: (carry.time < self.env.time_limit) & ~carry.done.all()
+    start = self._start(params, env_state, timestep)
+    end = jax.lax.while_loop(unfinished, step, start)
+    return end.out.replace(lengths=end.env.time, final=end.env)
+
+  def _start(self, params: Params, env_state: Any, timestep: TimeStep) -> _Carry:
+    batch, steps = timestep.done.shape[0], self.env.time_limit
+    base = self.model.initial_carry(batch, steps, layer=self.layer)
+
+    def first_action():
+      _, e = self.model.apply(
+        params, base.lower, timestep.observation, method=SequenceModel.lower_step
+      )
+      _, predictions = self.model.apply(params, base.upper, e, method=SequenceModel.upper_step)
+      return predictions.action.mode()
+
+    action = jax.eval_shape(first_action)
+    observation = timestep.observation
+    out = RawEpisodes(
+      observations=jnp.zeros((batch, steps, observation.shape[-1]), observation.dtype),
+      actions=jnp.zeros((batch, steps, *action.shape[1:]), action.dtype),
+      log_prob=jnp.zeros((batch, steps)),
+      mask=jnp.zeros((batch, steps), bool),
+      returns=jnp.zeros(batch),
+      lengths=jnp.zeros(batch, jnp.int32),
+      final=None,
+    )
+    return _Carry(
+      env=env_state,
+      base=base,
+      observation=observation,
+      done=timestep.done,
+      time=jnp.zeros((), jnp.int32),
+      out=out,
+    )

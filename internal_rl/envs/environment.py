@@ -1,0 +1,44 @@
+"""The protocol that both worlds implement."""
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, Int, Shaped
+
+from internal_rl.envs import tasks as tasks_lib
+from internal_rl.types import Key, TimeStep
+
+State = Any
+
+
+class Environment(Protocol):
+  """Static configuration with pure, unbatched methods; callers vmap.
+
+  After the end an episode is absorbing: `step` returns the same state, reward 0 and done. A state
+  has at least the fields `subgoal` (ground truth, for analysis only), `progress` (colours visited
+  so far) and `time` (raw steps taken).
+  """
+
+  time_limit: int
+
+  @property
+  def tasks(self) -> tasks_lib.Tasks:
+    """The tasks that `reset` accepts, by index."""
+    ...
+
+  @property
+  def observation_size(self) -> int:
+    """Length of the flat observation."""
+    ...
+
+  @property
+  def num_actions(self) -> int:
+    """Number of discrete actions, or of torques."""
+    ...
+
+  def reset(self, key: Key, task: Int[Array, '']) -> tuple[State, TimeStep]:
+    """Starts an episode of task `task` on a fresh layout; consumes `key`."""
+    ...
+
+  def step(self, state: State, action: Shaped[Array, '*a']) -> tuple[State, TimeStep]:
+    """Takes one raw action."""
+    ...

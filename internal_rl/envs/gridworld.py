@@ -1,0 +1,167 @@
+"""Gridworld-pinpad (App. A.1)."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Int, UInt8
+
+from internal_rl.envs import pinpad, shortest_path
+from internal_rl.envs.pinpad import Layout, Progress
+from internal_rl.envs.tasks import TaskFamily, Tasks
+from internal_rl.types import Key, TimeStep
+
+
+@struct.dataclass
+class State:
+  """An episode under way.
+
+  Attributes:
+    layout: where everything is.
+    position: the agent's cell.
+    progress: the task and how far it has come.
+    time: raw steps taken.
+    rejected: layouts drawn before this one that were unsolvable; with `resample=False`, 1 if this
+      very layout is unsolvable.
+    subgoal: ground-truth subgoal in force. Analysis only.
+  """
+
+  layout: Layout
+  position: Int[Array, '*b']
+  progress: Progress
+  time: Int[Array, '*b']
+  rejected: Int[Array, '*b']
+  subgoal: Int[Array, '*b']
+
+
+@dataclasses.dataclass(frozen=True)
+class Gridworld:
+  """A grid with coloured cells to be visited in the order that a task asks for.
+
+  Four moves (north, south, west, east); moving into a wall or off the grid does nothing. The paper's
+  world is `grid_size=7, num_objects=8, num_walls=4, time_limit=100` (App. A.1).
+
+  Attributes:
+    grid_size: side of the grid, `G`.
+    num_objects: coloured cells, `O`.
+    num_walls: wall cells, `W`.
+    time_limit: raw steps after which an episode ends, `T`.
+    family: subgoals and tasks.
+    task_names: the tasks of `family` notation that `reset` accepts, by index; `()` stands for all
+      of the family's pretraining tasks.
+    resample: draw layouts again until every one of the tasks can be completed.
+  """
+
+  grid_size: int
+  num_objects: int
+  num_walls: int
+  time_limit: int
+  family: TaskFamily
+  task_names: tuple[str, ...] = ()
+  resample: bool = True
+
+  def __post_init__(self):
+    cells = self.grid_size**2
+    needed = self.num_objects + self.num_walls + 1
+    if needed > cells:
+      raise ValueError(
+        f'env.grid_size={self.grid_size}: {needed} objects, walls and agent do not fit {cells} cells'
+      )
+    if self.num_objects < self.family.num_colours:
+      raise ValueError(
+        f'env.num_objects={self.num_objects}: the tasks name {self.family.num_colours} colours'
+      )
+    if self.time_limit < 1:
+      raise ValueError(f'env.time_limit={self.time_limit}: must be at least 1')
+
+  @property
+  def tasks(self) -> Tasks:
+    return self.family.arrays(self.task_names or self.family.pretraining)
+
+  @property
+  def num_channels(self) -> int:
+    """Channels of a cell: one for each object, one for each wall, one for the agent."""
+    return self.num_objects + self.num_walls + 1
+
+  @property
+  def observation_size(self) -> int:
+    return self.grid_size**2 * self.num_channels
+
+  @property
+  def num_actions(self) -> int:
+    return shortest_path.NUM_MOVES
+
+  def observe(self, layout: Layout, position: Int[Array, '']) -> UInt8[Array, ' o']:
+    """Returns the flat one-hot observation, cells major and channels minor."""
+    entities = jnp.concatenate([layout.objects, layout.walls, position[None]])
+    cells = jnp.arange(self.grid_size**2)
+    return (cells[:, None] == entities[None]).astype(jnp.uint8).reshape(-1)
+
+  def sample_layout(self, key: Key) -> tuple[Layout, Int[Array, '']]:
+    """Returns a layout and the number of unsolvable ones that were rejected on the way to it."""
+    sample = functools.partial(
+      pinpad.sample_layout,
+      grid_size=self.grid_size,
+      num_objects=self.num_objects,
+      num_walls=self.num_walls,
+    )
+
+    def is_solvable(layout: Layout) -> Bool[Array, '']:
+      distance = shortest_path.distances(layout, self.grid_size)
+      return shortest_path.solvable(layout, distance, self.tasks)
+
+    if not self.resample:
+      layout = sample(key)
+      return layout, 1 - is_solvable(layout).astype(jnp.int32)
+
+    def draw(carry):
+      key, _, tries, _ = carry
+      key, layout_key = jax.random.split(key)
+      layout = sample(layout_key)
+      return key, layout, tries + 1, is_solvable(layout)
+
+    first = draw((key, None, jnp.array(0), None))
+    _, layout, tries, _ = jax.lax.while_loop(lambda carry: ~carry[-1], draw, first)
+    return layout, tries - 1
+
+  def reset(self, key: Key, task: Int[Array, '']) -> tuple[State, TimeStep]:
+    """Starts an episode of task `task` on a fresh layout."""
+    layout, rejected = self.sample_layout(key)
+    return self.start(layout, task, rejected)
+
+  def start(
+    self, layout: Layout, task: Int[Array, ''], rejected: Int[Array, ''] | int = 0
+  ) -> tuple[State, TimeStep]:
+    """Starts an episode of task `task` on a given layout."""
+    progress = Progress(
+      task=jnp.asarray(task, jnp.int32), stage=jnp.zeros((), jnp.int32), done=jnp.array(False)
+    )
+    state = State(
+      layout=layout,
+      position=layout.start,
+      progress=progress,
+      time=jnp.zeros((), jnp.int32),
+      rejected=jnp.asarray(rejected, jnp.int32),
+      subgoal=pinpad.subgoal(self.tasks, progress),
+    )
+    observation = self.observe(layout, layout.start)
+    return state, TimeStep(observation, jnp.zeros(()), jnp.array(False))
+
+  def step(self, state: State, action: Int[Array, '']) -> tuple[State, TimeStep]:
+    """Moves the agent; absorbing after the end."""
+    layout, was_done = state.layout, state.progress.done
+    onto = jnp.asarray(shortest_path.neighbours(self.grid_size))[state.position, action]
+    blocked = was_done | (layout.walls == onto).any()
+    position = jnp.where(blocked, state.position, onto)
+    progress, reward = pinpad.visit(self.tasks, layout, state.progress, state.position, position)
+    time = state.time + ~was_done
+    progress = progress.replace(done=progress.done | (time >= self.time_limit))
+    state = state.replace(
+      position=position,
+      progress=progress,
+      time=time,
+      subgoal=pinpad.subgoal(self.tasks, progress),
+    )
+    return state, TimeStep(self.observe(layout, position), reward, progress.done)

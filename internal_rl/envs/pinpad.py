@@ -1,0 +1,95 @@
+"""Rules that both pinpad worlds share: layouts, visits, progress and the end (App. A)."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from internal_rl.envs.tasks import Tasks
+from internal_rl.types import Key
+
+NO_COLOUR = -1
+
+
+@struct.dataclass
+class Layout:
+  """Where everything is; a cell is `row * grid_size + column`.
+
+  Attributes:
+    objects: cell of each coloured object.
+    walls: cell of each wall.
+    start: cell in which the agent starts.
+  """
+
+  objects: Int[Array, '*b o']
+  walls: Int[Array, '*b w']
+  start: Int[Array, '*b']
+
+
+@struct.dataclass
+class Progress:
+  """How far an episode has come.
+
+  Attributes:
+    task: index of the task.
+    stage: colours of the task visited so far.
+    done: True once the episode has ended.
+  """
+
+  task: Int[Array, '*b']
+  stage: Int[Array, '*b']
+  done: Bool[Array, '*b']
+
+
+def sample_layout(key: Key, grid_size: int, num_objects: int, num_walls: int) -> Layout:
+  """Draws distinct cells for every object, every wall and the start, uniformly."""
+  cells = jax.random.permutation(key, grid_size**2)
+  return Layout(
+    objects=cells[:num_objects],
+    walls=cells[num_objects : num_objects + num_walls],
+    start=cells[num_objects + num_walls],
+  )
+
+
+def colour_at(layout: Layout, cell: Int[Array, '']) -> Int[Array, '']:
+  """Returns the colour of `cell`, or NO_COLOUR."""
+  here = layout.objects == cell
+  return jnp.where(here.any(), jnp.argmax(here), NO_COLOUR)
+
+
+def next_colour(tasks: Tasks, progress: Progress) -> Int[Array, '']:
+  """Returns the colour that has to be visited next; meaningless once the task is complete."""
+  return jnp.asarray(tasks.colours)[progress.task, progress.stage]
+
+
+def subgoal(tasks: Tasks, progress: Progress) -> Int[Array, '']:
+  """Returns the ground-truth subgoal in force; the last one after the end. Analysis only."""
+  last = jnp.asarray(tasks.lengths)[progress.task] - 1
+  return jnp.asarray(tasks.subgoals)[progress.task, jnp.minimum(progress.stage, last)]
+
+
+def segment(tasks: Tasks, progress: Progress) -> Int[Array, '']:
+  """Returns how many subgoals were completed before the one in force. Analysis only."""
+  last = jnp.asarray(tasks.lengths)[progress.task] - 1
+  return jnp.asarray(tasks.segments)[progress.task, jnp.minimum(progress.stage, last)]
+
+
+def visit(
+  tasks: Tasks, layout: Layout, progress: Progress, old: Int[Array, ''], new: Int[Array, '']
+) -> tuple[Progress, Float[Array, '']]:
+  """Applies the pinpad rules to a move from cell `old` to cell `new`.
+
+  A coloured cell is visited when it is entered from a different cell. Visiting the next colour of
+  the task advances it, and completing the task ends the episode with reward 1; visiting any other
+  colour ends it with reward 0. Once done, nothing changes.
+
+  Returns:
+    The new progress and the reward.
+  """
+  colour = colour_at(layout, new)
+  visited = (new != old) & (colour != NO_COLOUR) & ~progress.done
+  correct = visited & (colour == next_colour(tasks, progress))
+  stage = progress.stage + correct
+  complete = correct & (stage == jnp.asarray(tasks.lengths)[progress.task])
+  done = progress.done | complete | (visited & ~correct)
+  return progress.replace(stage=stage, done=done), complete.astype(jnp.float32)

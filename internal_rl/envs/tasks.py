@@ -1,0 +1,115 @@
+"""Tasks and subgoals as data: Tables A1 and A2, the post-training tasks, and smaller families.
+
+A task is a sequence of colours to be visited in order; a subgoal is a run of colours that tasks are
+composed of (App. A). Tasks are written as the paper prints them, `'0-1-4-5-0-1'`.
+"""
+
+import dataclasses
+
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Int
+
+TABLE_A1 = (
+  ('0-1-4-5-0-1', '0-1-4-5-2-3', '0-1-6-7-2-3', '2-3-0-1-4-5'),
+  ('2-3-6-7-2-3', '2-3-6-7-4-5', '4-5-0-1-4-5', '4-5-0-1-6-7'),
+  ('4-5-2-3-6-7', '6-7-2-3-0-1', '6-7-2-3-6-7', '6-7-4-5-0-1'),
+  ('0-1-6-7-4-5', '2-3-0-1-6-7', '4-5-2-3-0-1', '6-7-4-5-2-3'),
+)
+TABLE_A2 = (
+  ('0-3-2', '1-0-3', '2-1-0', '3-2-1', '0-2-0', '0-2-1', '0-3-1', '1-0-2'),
+  ('1-3-1', '1-3-2', '2-0-2', '2-0-3', '2-1-3', '3-1-0', '3-1-3', '3-2-0'),
+)
+
+@struct.dataclass
+class Tasks:
+  """Tasks as arrays, padded with -1: what a jitted environment reads.
+
+  Attributes:
+    colours: `[n, p]`, the colour to be visited at each stage of progress.
+    lengths: `[n]`, colours in each task.
+    subgoals: `[n, p]`, index of the subgoal that each stage belongs to.
+    segments: `[n, p]`, how many subgoals of the task lie before that one.
+  """
+
+  colours: Int[Array | np.ndarray, 'n p']
+  lengths: Int[Array | np.ndarray, ' n']
+  subgoals: Int[Array | np.ndarray, 'n p']
+  segments: Int[Array | np.ndarray, 'n p']
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFamily:
+  """The tasks of one world.
+
+  Attributes:
+    subgoals: the colours of each subgoal, in order.
+    pretraining: tasks that the experts demonstrate.
+    post_training: the longer task, made of transitions between subgoals that no pretraining task
+      contains; the target of internal RL.
+  """
+
+  subgoals: tuple[tuple[int, ...], ...]
+  pretraining: tuple[str, ...]
+  post_training: str
+
+  @property
+  def num_colours(self) -> int:
+    return 1 + max(colour for subgoal in self.subgoals for colour in subgoal)
+
+  def parse(self, task: str) -> tuple[int, ...]:
+    """Returns the subgoals that a task is composed of, in order.
+
+    Raises:
+      ValueError: if the task is not a concatenation of this family's subgoals.
+    """
+    rest = tuple(int(colour) for colour in task.split('-'))
+    goals: list[int] = []
+    while rest:
+      match = [k for k, goal in enumerate(self.subgoals) if rest[: len(goal)] == goal]
+      if not match:
+        raise ValueError(f'task {task!r}: {rest} does not start with any of {self.subgoals}')
+      goals.append(match[0])
+      rest = rest[len(self.subgoals[match[0]]) :]
+    return tuple(goals)
+
+  def arrays(self, tasks: tuple[str, ...]) -> Tasks:
+    """Returns `tasks` as padded NumPy arrays."""
+    goals = [self.parse(task) for task in tasks]
+    # A stage is one colour of one subgoal: (colour, subgoal, how many subgoals come before it).
+    stages = [
+      [(colour, k, i) for i, k in enumerate(row) for colour in self.subgoals[k]] for row in goals
+    ]
+    width = max(map(len, stages))
+    padded = np.array([row + [(-1, -1, -1)] * (width - len(row)) for row in stages], np.int32)
+    lengths = np.array([len(row) for row in stages], np.int32)
+    return Tasks(padded[..., 0], lengths, padded[..., 1], padded[..., 2])
+
+
+def _flat(table: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+  return tuple(task for row in table for task in row)
+
+
+GRIDWORLD = TaskFamily(
+  subgoals=((0, 1), (2, 3), (4, 5), (6, 7)),
+  pretraining=_flat(TABLE_A1),
+  post_training='0-1-2-3-4-5-6-7-0-1-2-3',
+)
+
+
+def _compose(subgoals: tuple[tuple[int, ...], ...]) -> TaskFamily:
+  """Returns Table A1's tasks over four other subgoals; post-training: all four in order."""
+  name = lambda goals: '-'.join(str(colour) for k in goals for colour in subgoals[k])
+  tasks = tuple(name(GRIDWORLD.parse(task)) for task in GRIDWORLD.pretraining)
+  return TaskFamily(subgoals, tasks, name(range(4)))
+
+
+FAMILIES = {
+  'gridworld': GRIDWORLD,
+  'ant': TaskFamily(
+    subgoals=((0,), (1,), (2,), (3,)), pretraining=_flat(TABLE_A2), post_training='0-1-2-3'
+  ),
+  # Smaller worlds with Table A1's task structure, pair for pair: ends are shared to save colours.
+  'four_pairs': _compose(((0, 4), (1, 5), (2, 4), (3, 5))),
+  'hub': _compose(((0, 4), (1, 4), (2, 4), (3, 4))),
+}

@@ -1,0 +1,149 @@
+"""Causal transformer blocks with T5-style relative biases (App. D.1, Tables A4 and A16).
+
+Attention sees only the past, so right-padded sequences need no padding mask: what stands after an
+episode's end cannot reach the positions before it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from internal_rl.models.layers import ResidualBlock, dense, kernel_init
+
+_MASKED = -1e30  # finite, so that the product of a masked score and zero stays zero
+
+
+def relative_buckets(num_distances: int, buckets: int, max_distance: int) -> np.ndarray:
+  """Returns the bucket of each distance `0 .. num_distances - 1` into the past.
+
+  These are the causal buckets of T5 (Raffel et al. 2020).
+  The first half holds one distance each; the second half divides the distances up to `max_distance`
+  logarithmically, and the last bucket also takes all that lie beyond.
+  """
+  exact = buckets // 2
+  distance = np.arange(num_distances)
+  log_ratio = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact)
+  logarithmic = exact + (log_ratio * (buckets - exact)).astype(int)
+  return np.where(distance < exact, distance, np.minimum(logarithmic, buckets - 1))
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of the steps so far, in buffers of fixed length.
+
+  Attributes:
+    keys: of step `t` at position `t`; zeros where no step has been.
+    values: likewise.
+    index: number of steps so far; a scalar, so that each of several vmapped caches has its own.
+  """
+
+  keys: Float[Array, 'b h max_length k']
+  values: Float[Array, 'b h max_length k']
+  index: Int[Array, '']
+
+
+class CausalAttention(nn.Module):
+  """Multi-head attention to the past and the present with a learned bias per head and distance.
+
+  Attributes:
+    width: features in and out; a head has `width / num_heads` of them.
+    num_heads: number of heads.
+    relative_buckets: number of learned biases per head; the paper does not say whether blocks share
+      them, here each has its own.
+    relative_max_distance: distance from which on all share the last bucket.
+    init_scale: variance scaling of all parameters.
+    dtype: compute dtype; scores and the softmax are float32.
+  """
+
+  width: int
+  num_heads: int
+  relative_buckets: int = 32
+  relative_max_distance: int = 128
+  init_scale: float = 0.1
+  dtype: Any = jnp.float32
+
+  def setup(self) -> None:
+    if self.width % self.num_heads:
+      raise ValueError(f'num_heads={self.num_heads}: must divide width ({self.width})')
+    self.query_key_value = dense(3 * self.width, self.init_scale, self.dtype)
+    self.out = dense(self.width, self.init_scale, self.dtype)
+    shape = (self.relative_buckets, self.num_heads)
+    self.relative_bias = self.param('relative_bias', kernel_init(self.init_scale), shape)
+
+  def _bias_by_distance(self, length: int) -> Float[Array, 'length h']:
+    buckets = relative_buckets(length, self.relative_buckets, self.relative_max_distance)
+    return self.relative_bias[buckets]
+
+  def _project(self, x: Float[Array, '*b d']) -> list[Float[Array, '*b h k']]:
+    heads = self.query_key_value(x).reshape(*x.shape[:-1], 3, self.num_heads, -1)
+    return [jnp.squeeze(y, -3) for y in jnp.split(heads, 3, axis=-3)]
+
+  def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
+    length = x.shape[1]
+    query, key, value = self._project(x)
+    distance = np.arange(length)[:, None] - np.arange(length)
+    bias = self._bias_by_distance(length)[np.maximum(distance, 0)]
+    bias = jnp.where(distance[..., None] >= 0, bias, _MASKED).transpose(2, 0, 1)
+    mixed = causal_attention(query, key, value, bias)
+    return self.out(mixed.reshape(x.shape))
+
+  def step(self, carry: KVCache, x: Float[Array, 'b d']) -> tuple[KVCache, Float[Array, 'b d']]:
+    """Attends from one new position; past the end of the buffer the output is NaN, never wrong."""
+    max_length = carry.keys.shape[2]
+    query, key, value = self._project(x)
+    keys = jax.lax.dynamic_update_slice_in_dim(carry.keys, key[:, :, None], carry.index, axis=2)
+    values = jax.lax.dynamic_update_slice_in_dim(
+      carry.values, value[:, :, None], carry.index, axis=2
+    )
+    # Position j is index - j steps ago: a window into the biases from the furthest past to the
+    # present, followed by the mask for the positions that no step has reached.
+    bias = self._bias_by_distance(max_length).T
+    masked = jnp.full_like(bias, _MASKED)
+    window = jnp.concatenate([bias[:, ::-1], masked], axis=1)
+    bias = jax.lax.dynamic_slice_in_dim(window, max_length - 1 - carry.index, max_length, axis=1)
+    scores = jnp.einsum('bhk,bhtk->bht', query, keys, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores / np.sqrt(query.shape[-1]) + bias[None]).astype(self.dtype)
+    mixed = jnp.einsum('bht,bhtk->bhk', weights, values).reshape(x.shape)
+    mixed = jnp.where(carry.index < max_length, mixed, jnp.nan)
+    return KVCache(keys, values, carry.index + 1), self.out(mixed)
+
+
+def causal_attention(
+  query: Float[Array, 'b t h k'],
+  key: Float[Array, 'b t h k'],
+  value: Float[Array, 'b t h k'],
+  bias: Float[Array, 'h t t'],
+) -> Float[Array, 'b t h k']:
+  """Softmax attention with an additive bias, which also holds the mask."""
+  scores = jnp.einsum('bqhk,bshk->bhqs', query, key, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(scores / np.sqrt(query.shape[-1]) + bias[None])
+  return jnp.einsum('bhqs,bshk->bqhk', weights.astype(value.dtype), value)
+
+
+class TransformerBlock(ResidualBlock, kw_only=True):
+  """Pre-norm attention and MLP; the attributes are `ResidualBlock`'s and `CausalAttention`'s."""
+
+  num_heads: int
+  relative_buckets: int = 32
+  relative_max_distance: int = 128
+
+  def make_mixing(self) -> CausalAttention:
+    return CausalAttention(
+      self.width,
+      self.num_heads,
+      self.relative_buckets,
+      self.relative_max_distance,
+      self.init_scale,
+      self.dtype,
+    )
+
+  def initial_carry(self, batch: int, max_length: int) -> KVCache:
+    """Returns an empty cache for at most `max_length` steps."""
+    shape = (batch, self.num_heads, max_length, self.width // self.num_heads)
+    zeros = jnp.zeros(shape, self.dtype)
+    return KVCache(zeros, zeros, jnp.zeros((), jnp.int32))

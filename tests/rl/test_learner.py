@@ -1,0 +1,97 @@
+"""The policy-gradient objective by hand, and that it learns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+
+from internal_rl.models.heads import DiagonalGaussian
+from internal_rl.rl import learner, objective
+
+
+def test_advantages_by_hand():
+  returns = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
+  expected = (returns - 0.6) / (np.sqrt(0.24) + 1e-3)
+  np.testing.assert_allclose(objective.advantages(jnp.array(returns)), expected, rtol=1e-5)
+  np.testing.assert_array_equal(objective.advantages(jnp.zeros(4)), 0)
+
+
+def test_surrogate_is_eq_10_computed_by_hand():
+  old = np.array([[0.0, -1.0, -2.0], [-0.5, 0.0, 9.9]])
+  new = np.array([[0.5, -1.1, -2.0], [-1.5, 0.05, -9e9]])
+  mask = np.array([[True, True, True], [True, True, False]])
+  advantage = np.array([2.0, -1.0])
+  gains, clipped = [], 0
+  for b, t in zip(*np.nonzero(mask), strict=True):
+    ratio = np.exp(new[b, t] - old[b, t])
+    gains.append(min(ratio * advantage[b], np.clip(ratio, 0.8, 1.2) * advantage[b]))
+    clipped += abs(ratio - 1) > 0.2
+  arrays = [jnp.array(x) for x in (new, old, advantage, mask)]
+  loss, stats = objective.surrogate_loss(*arrays, clip=0.2)
+  np.testing.assert_allclose(loss, -np.mean(gains), rtol=1e-5)
+  np.testing.assert_allclose(stats.clipped, clipped / 5, rtol=1e-5)
+
+
+def test_gradient_is_that_of_the_unclipped_ratio_where_it_counts_and_finite_in_padding():
+  old = jnp.array([[0.0, 0.0, 0.0]])
+  new = jnp.array([[0.1, 0.5, 500.0]])
+  mask = jnp.array([[True, True, False]])
+  gradient = jax.grad(lambda x: objective.surrogate_loss(x, old, jnp.ones(1), mask, 0.2)[0])(new)
+  # The second ratio is clipped from above and its advantage is positive: no gradient.
+  np.testing.assert_allclose(gradient, [[-np.exp(0.1) / 2, 0, 0]], rtol=1e-5)
+
+
+@struct.dataclass
+class Batch:
+  z: jax.Array
+  log_prob: jax.Array
+  mask: jax.Array
+  returns: jax.Array
+
+
+def test_learning_raises_the_return_of_a_two_decision_bandit():
+  """Success means that both codes point the right way: one in four at the start."""
+  config = learner.LearnerConfig(epochs=2, minibatches=2)
+  tx = optax.adam(0.05)
+  params = {'mean': jnp.zeros((2, 1)), 'log_std': jnp.zeros((2, 1))}
+
+  def distribution(params, size):
+    shape = (size, 2, 1)
+    return DiagonalGaussian(
+      jnp.broadcast_to(params['mean'], shape), jnp.broadcast_to(params['log_std'], shape)
+    )
+
+  def score(params, batch):
+    d = distribution(params, batch.z.shape[0])
+    return d.log_prob(batch.z), d.entropy()
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def train(params, opt_state, key, updates):
+    def update(carry, key):
+      params, opt_state = carry
+      sample_key, learn_key = jax.random.split(key)
+      d = distribution(params, 256)
+      z = d.sample(sample_key)
+      returns = ((z[:, 0, 0] > 0.5) & (z[:, 1, 0] < -0.5)).astype(jnp.float32)
+      batch = Batch(z, d.log_prob(z), jnp.ones((256, 2), bool), returns)
+      carry = learner.learn(config, tx, score, params, opt_state, batch, learn_key)[:2]
+      return carry, returns.mean()
+
+    return jax.lax.scan(update, (params, opt_state), jax.random.split(key, updates))[1]
+
+  success = train(params, tx.init(params), jax.random.key(0), 60)
+  assert success[0] < 0.2
+  assert success[-5:].mean() > 0.9
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'message'),
+  [({'epochs': 0}, 'epochs=0'), ({'minibatches': 0}, 'minibatches=0'), ({'clip': 0}, 'clip=0')],
+)
+def test_fields_out_of_range_are_refused_by_name(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    learner.LearnerConfig(**kwargs)

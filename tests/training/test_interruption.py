@@ -1,0 +1,115 @@
+"""Runs that are killed, stopped and started again; in child processes, so that the kills are real."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from internal_rl import training
+from tests.training import toy
+
+KILLS = 20
+SECONDS = 120.0  # By when anything awaited must have happened, on the slowest machine.
+
+
+@pytest.fixture
+def start():
+  """Starts a run in a child; forked from a server that has imported jax, it is up in no time."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tests.training.toy'])
+  children = []
+
+  def start(run, workdir):
+    children.append(context.Process(target=toy.child, args=(run, str(workdir))))
+    children[-1].start()
+    return children[-1]
+
+  yield start
+  for process in children:
+    process.kill()
+    process.join()
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed')
+  return toy.run(workdir), toy.rows(workdir)
+
+
+def wait_for(condition, process):
+  """Waits for the condition, or for the process to end."""
+  deadline = time.monotonic() + SECONDS
+  while not condition() and process.is_alive():
+    assert time.monotonic() < deadline
+    time.sleep(0.001)
+
+
+def unfinished_saves(workdir):
+  return list(workdir.glob('*/*.orbax-checkpoint-tmp*'))
+
+
+def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(start, undisturbed, tmp_path):
+  chance = random.Random(0)
+  kills, amid_save, seconds = 0, 0, 1.0
+  for attempt in itertools.count():
+    workdir = tmp_path / str(attempt)
+    workdir.mkdir()
+    finished = False
+    while not finished:
+      begun = time.monotonic()
+      process = start(toy.run, workdir)
+      if kills < KILLS:
+        if kills % 2:  # Anywhere, from the start of the process on.
+          process.join(chance.uniform(0.0, seconds))
+        else:  # In the middle of a save, or in the clearing up after it.
+          before = set(unfinished_saves(workdir))
+          wait_for(lambda before=before: set(unfinished_saves(workdir)) - before, process)
+          time.sleep(chance.uniform(0.0, 0.05))
+        process.kill()
+      process.join(SECONDS)
+      finished = process.exitcode == 0
+      assert process.exitcode in (0, -signal.SIGKILL)
+      if finished:
+        seconds = time.monotonic() - begun
+      else:
+        kills += 1
+        amid_save += bool(unfinished_saves(workdir))
+    state, rows = undisturbed
+    assert toy.same(toy.run(workdir), state)
+    assert toy.rows(workdir) == rows
+    if kills >= KILLS:
+      break
+  assert amid_save
+  print('AMID', amid_save, attempt)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_the_code_that_asks_for_another_run(
+  start, undisturbed, tmp_path, number
+):
+  process = start(toy.run, tmp_path)
+  wait_for((tmp_path / 'latest').exists, process)
+  os.kill(process.pid, number)
+  process.join(SECONDS)
+  assert process.exitcode == training.EXIT_PREEMPTED
+  saved = training.read_metadata(str(tmp_path), which='latest')['step']
+  assert 0 < saved < toy.STEPS
+  assert [row['step'] for row in toy.rows(tmp_path)][-1] == saved
+  state, rows = undisturbed
+  assert toy.same(toy.run(tmp_path), state)
+  assert toy.rows(tmp_path) == rows
+
+
+def test_a_second_signal_kills_at_once_amid_a_call(start, tmp_path):
+  process = start(toy.run_long, tmp_path)
+  wait_for((tmp_path / 'started').exists, process)
+  os.kill(process.pid, signal.SIGTERM)
+  time.sleep(0.5)
+  assert process.is_alive()
+  os.kill(process.pid, signal.SIGTERM)
+  process.join(10.0)
+  assert process.exitcode == 128 + signal.SIGTERM
