@@ -12,7 +12,7 @@ READY  := $(VENV)/ready-$(EXTRAS)
 SUITED := sys.version_info >= (3, 11)
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
 
 quickstart: $(READY)  ## the whole story in minutes on a CPU: data, the three phases, figures
 	$(BIN)/python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart

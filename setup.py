@@ -35,6 +35,7 @@ setup(
       'pytest-xdist>=3.6,<4',
       'hypothesis>=6.100,<7',
       'beartype>=0.20,<1',
+      'scipy>=1.14,<2',  # distributions that tests compare with
       'recurrentgemma>=1.0.1,<2',  # the reference RG-LRU that models/hawk.py is tested against
       'mypy>=2.4,<2.5',
       'ruff>=0.17,<0.18',

@@ -16,6 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from internal_rl.data.demonstrations import Demonstrations
 from internal_rl.envs.environment import Environment
 from internal_rl.envs.gridworld import Gridworld
 from internal_rl.envs.tasks import FAMILIES
@@ -26,10 +27,11 @@ from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.policy import CodePolicy
 from internal_rl.training import checkpoint, loop, mesh
 from internal_rl.training import state as state_lib
-from internal_rl.types import Key, Params, Trajectories
+from internal_rl.types import Key, Params
 
 Config = ml_collections.ConfigDict
 Run = Callable[[Config, str], Mapping[str, Any]]
+STORES = {False: 'D', True: 'D_star'}
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', 'configs/gridworld.py:quickstart', 'FILE:PRESET, see configs/.', lock_config=True
@@ -46,9 +48,15 @@ def main(run: Run) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     mesh.initialize_distributed(_DISTRIBUTED.value)
+    logging.get_absl_handler().addFilter(_is_ours)
     run(_CONFIG.value, _WORKDIR.value)
 
   app.run(start)
+
+
+def _is_ours(record) -> bool:
+  """Keeps what orbax says of every file it writes out of the log, but none of its warnings."""
+  return record.levelno >= logging.converter.STANDARD_WARNING or 'orbax' not in record.pathname
 
 
 # From config to objects.
@@ -86,9 +94,12 @@ def clean_expert(config: Config) -> GridworldExpert:
   return GridworldExpert(environment(config), 0.0)
 
 
-def sample(demonstrator: GridworldExpert, config: Config, key: Key, batch: int) -> Trajectories:
-  """Returns a batch of fresh demonstrations; pure, for use inside jit."""
-  return demonstrator.sample(key, batch, config.data.horizon)
+def demonstrations(config: Config, clean: bool = False) -> tuple[Demonstrations, Any]:
+  """Returns the source of `D`, or of `D*`, and its store (empty: generated as training goes)."""
+  demonstrator = clean_expert(config) if clean else expert(config)
+  source = Demonstrations(demonstrator, config.data.horizon)
+  directory = config.data.directory
+  return source, source.load(directory and os.path.join(directory, STORES[clean]))
 
 
 def base_model(config: Config) -> SequenceModel:

@@ -33,41 +33,39 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
 def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[str, Any]:
   section = config.control
-  expert, model, tx = (
-    common.clean_expert(config),
-    common.base_model(config),
-    common.optimiser(section),
-  )
-  num_subgoals = len(expert.env.family.subgoals)
+  data, store = common.demonstrations(config, clean=True)
+  model, tx = common.base_model(config), common.optimiser(section)
+  num_subgoals = len(data.expert.env.family.subgoals)
   controller = Controller(config.model.width, num_subgoals, section.kind, section.rank)
   one_hot = lambda subgoals: jax.nn.one_hot(subgoals, num_subgoals)
-  lower = lambda frozen, batch: model.apply(
-    frozen, batch.inputs, layer, method=SequenceModel.lower
+  lower = lambda base, batch: model.apply(
+    base, batch.inputs, layer, method=SequenceModel.lower
   )
 
-  def nll(params, frozen, batch, e):
+  def nll(params, base, batch, e):
     controlled = e + controller.apply(params, one_hot(batch.subgoals), e)
-    predictions = model.apply(frozen, controlled, layer, method=SequenceModel.upper)
+    predictions = model.apply(base, controlled, layer, method=SequenceModel.upper)
     return -masked_mean(predictions.action.log_prob(batch.actions), batch.mask)
 
   def update(state, frozen, key):
-    batch = common.sample(expert, config, key, section.batch)
-    loss, grads = jax.value_and_grad(nll)(state.params, frozen, batch, lower(frozen, batch))
+    base, store = frozen
+    batch = data.sample(store, key, section.batch)
+    loss, grads = jax.value_and_grad(nll)(state.params, base, batch, lower(base, batch))
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
   key = common.key_for(config, 'control', layer)
-  example = common.sample(expert, config, jax.random.key(0), 1)
+  example = data.sample((), jax.random.key(0), 1)
   params = controller.init(key, one_hot(example.subgoals), lower(base, example))
   state = loop.fit(
     update,
     state_lib.create(params, tx, key),
     common.fit_config(section, evaluated=False),
     common.stage_dir(workdir, 'control', f'layer_{layer}'),
-    frozen=base,
+    frozen=(base, store),
     fingerprint=common.fingerprint(config, 'pretrain', 'control'),
   )
   row = {'layer': layer}
-  batch = common.sample(expert, config, jax.random.fold_in(key, 1), section.eval_batch)
+  batch = data.sample((), jax.random.fold_in(key, 1), section.eval_batch)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
   for name, env in (
     ('pretraining', common.environment(config)),

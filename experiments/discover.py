@@ -54,15 +54,12 @@ def alpha_at(config: common.Config, step: jax.Array, alpha: jax.Array) -> jax.Ar
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains the population, measures every member, and selects the one that internal RL will use."""
   started, section = time.time(), config.discover
-  expert, model, tx = (
-    common.clean_expert(config),
-    common.base_model(config),
-    common.optimiser(section),
-  )
+  data, store = common.demonstrations(config, clean=True)
+  model, tx = common.base_model(config), common.optimiser(section)
   module, base = common.metacontroller(config), common.base_params(config, workdir)
   members = list(itertools.product(section.alphas, range(section.seeds)))
-  lower = lambda frozen, batch: model.apply(frozen, batch.inputs, method=SequenceModel.lower)
-  example = common.sample(expert, config, jax.random.key(0), 1)
+  lower = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.lower)
+  example = data.sample((), jax.random.key(0), 1)
   e = lower(base, example)
 
   def create(key, alpha):
@@ -73,14 +70,15 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   population = jax.vmap(create)(keys, jnp.array([alpha for alpha, _ in members]))
 
   def update(population, frozen, keys):
-    batch = common.sample(expert, config, keys[0], section.batch)
-    e = lower(frozen, batch)
+    base, store = frozen
+    batch = data.sample(store, keys[0], section.batch)
+    e = lower(base, batch)
 
     def member(state, key):
       hardness = (state.step >= section.steps - section.hard_steps).astype(jnp.float32)
 
       def loss_fn(params):
-        codes, log_prob = infer(config, params, frozen, batch, e, key, hardness)
+        codes, log_prob = infer(config, params, base, batch, e, key, hardness)
         alpha = alpha_at(config, state.step, state.extra)
         terms = loss_lib.objective(log_prob, codes, batch.mask, alpha, section.kl_weight)
         return terms.loss, {'loss': terms.loss, 'nll': terms.nll, 'kl': terms.kl}
@@ -91,9 +89,10 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     return jax.vmap(member)(population, keys)
 
   def evaluate(population, frozen, key):
-    batch = common.sample(expert, config, key, section.eval_batch)
-    e = lower(frozen, batch)
-    return jax.vmap(lambda state: measure(config, state.params, frozen, batch, e, key))(population)
+    base, _ = frozen
+    batch = data.sample((), key, section.eval_batch)
+    e = lower(base, batch)
+    return jax.vmap(lambda state: measure(config, state.params, base, batch, e, key))(population)
 
   directory = common.stage_dir(workdir, 'discover')
   population = loop.fit(
@@ -101,7 +100,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     population,
     common.fit_config(section, progress_metrics=('nll', 'kl')),
     directory,
-    frozen=base,
+    frozen=(base, store),
     evaluate=evaluate,
     fingerprint=common.fingerprint(config, 'pretrain', 'metacontroller', 'discover'),
   )
@@ -140,12 +139,13 @@ def measure(
 
 def _measure_member(config: common.Config, base: Params, params: Params) -> dict[str, Any]:
   """Measures one metacontroller on held-out layouts, and its prior on the post-training task."""
-  expert, model = common.clean_expert(config), common.base_model(config)
+  data, _ = common.demonstrations(config, clean=True)
+  model = common.base_model(config)
   key = common.key_for(config, 'discover final')
 
   @jax.jit
   def held_out(params, base, key):
-    batch = common.sample(expert, config, key, config.evaluate.batch)
+    batch = data.sample((), key, config.evaluate.batch)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     codes, _ = infer(config, params, base, batch, e, key, 0.0)
     row = measure(config, params, base, batch, e, key)

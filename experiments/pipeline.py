@@ -1,6 +1,6 @@
 """Runs the whole story into one workdir, skipping the stages that are finished.
 
-  python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-from experiments import common, control, discover, evaluate, pretrain, probe, reinforce
+from experiments import common, control, discover, evaluate, figures, pretrain, probe, reinforce
 
 STAGES = {
   'pretrain': pretrain.run,
@@ -24,7 +24,7 @@ STAGES = {
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
-  """Runs what is not finished yet, then writes `summary.json`."""
+  """Runs what is not finished yet, then writes `summary.json`, the figures and `report.html`."""
   started = time.time()
   results = {}
   for stage, run_stage in STAGES.items():
@@ -53,6 +53,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     json.dump(summary, file, indent=1)
   os.replace(path + '.tmp', path)
   logging.info('%s: %s', path, summary)
+  figures.run(config, workdir)
   return summary
 
 

@@ -34,13 +34,14 @@ def losses(
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains, and compares with the exact floors on the same held-out episodes."""
   started, section = time.time(), config.pretrain
-  expert, model, tx = common.expert(config), common.base_model(config), common.optimiser(section)
+  data, store = common.demonstrations(config)
+  expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   key = common.key_for(config, 'pretrain')
-  shapes = common.sample(expert, config, jax.random.key(0), 1).inputs
+  shapes = data.sample((), jax.random.key(0), 1).inputs
   state = state_lib.create(model.init(key, shapes), tx, key)
 
   def update(state, frozen, key):
-    batch = common.sample(expert, config, key, section.batch)
+    batch = data.sample(frozen, key, section.batch)
 
     def loss_fn(params):
       action, observation = losses(model, params, batch)
@@ -70,6 +71,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     state,
     common.fit_config(section, best_metric='nll', progress_metrics=('nll',)),
     directory,
+    frozen=store,
     evaluate=evaluate,
     fingerprint=common.fingerprint(config, 'pretrain'),
   )

@@ -21,19 +21,21 @@ from internal_rl.training import state as state_lib
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains a probe for every layer at once; reports accuracies beside the Bayes belief's."""
   started, section = time.time(), config.probe
-  expert, model, tx = common.expert(config), common.base_model(config), common.optimiser(section)
+  data, store = common.demonstrations(config)
+  expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   base = common.base_params(config, workdir)
   probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
-  residuals = lambda frozen, batch: model.apply(
-    frozen, batch.inputs, method=SequenceModel.residuals
+  residuals = lambda base, batch: model.apply(
+    base, batch.inputs, method=SequenceModel.residuals
   )
   key = common.key_for(config, 'probe')
-  example = residuals(base, common.sample(expert, config, jax.random.key(0), 1))
+  example = residuals(base, data.sample((), jax.random.key(0), 1))
   state = state_lib.create(probes.init(key, example), tx, key)
 
   def update(state, frozen, key):
-    batch = common.sample(expert, config, key, section.batch)
-    stream = residuals(frozen, batch)
+    base, store = frozen
+    batch = data.sample(store, key, section.batch)
+    stream = residuals(base, batch)
 
     def loss_fn(params):
       logits = probes.apply(params, stream)
@@ -45,12 +47,12 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   def evaluate(state, frozen, key):
     episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
     batch = expert.observations(episodes)
-    correct = probes.apply(state.params, residuals(frozen, batch)).argmax(-1) == batch.subgoals
+    correct = probes.apply(state.params, residuals(frozen[0], batch)).argmax(-1) == batch.subgoals[None]
     beliefs = bayes.beliefs(expert, episodes)
-    by_step = lambda correct: (correct & batch.mask).sum(-2) / batch.mask.sum(0)
+    by_step = lambda correct: (correct & batch.mask).sum(0) / batch.mask.sum(0)
     return {
       'accuracy': jax.vmap(masked_mean, (0, None))(correct.astype(jnp.float32), batch.mask),
-      'accuracy_by_step': by_step(correct),
+      'accuracy_by_step': jax.vmap(by_step)(correct),
       'bayes_accuracy': masked_mean(beliefs.correct.astype(jnp.float32), batch.mask),
       'bayes_accuracy_by_step': by_step(beliefs.correct),
     }
@@ -61,11 +63,11 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     state,
     common.fit_config(section),
     directory,
-    frozen=base,
+    frozen=(base, store),
     evaluate=evaluate,
     fingerprint=common.fingerprint(config, 'pretrain', 'probe'),
   )
-  final = jax.jit(evaluate)(state, base, common.key_for(config, 'probe final'))
+  final = jax.jit(evaluate)(state, (base, store), common.key_for(config, 'probe final'))
   best = {'best_accuracy': final['accuracy'].max(), 'best_layer': final['accuracy'].argmax()}
   return common.write_result(config, directory, {**best, **final}, started)
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jaxtyping
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 Key = PRNGKeyArray
+Keys = jaxtyping.Key[Array, ' b']
 Params = Any  # A flax parameter tree.
 Observation = Shaped[Array, '... o']
 

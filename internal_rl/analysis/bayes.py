@@ -1,9 +1,10 @@
 """Exact floors of the gridworld: how well its expert can be predicted from observations alone.
 
-The expert of App. C.1.1 is a known distribution over moves given the task, and pretraining tasks are
-uniform, so that the best possible sequence model (Eq. 5, action term) is a posterior over the tasks
-that mixes the expert's policies. Its loss bounds every base model's, its belief bounds every probe's
-accuracy (App. C.2), and the oracle that is told the task bounds every metacontroller's action loss.
+The expert of App. C.1.1 is a known distribution over moves given the task, and pretraining tasks
+are uniform, so that the best possible sequence model (Eq. 5, action term) is a posterior over the
+tasks that mixes the expert's policies. Its loss bounds every base model's, its belief bounds every
+probe's accuracy (App. C.2), and the oracle that is told the task bounds every metacontroller's
+action loss.
 """
 
 import dataclasses

@@ -19,9 +19,8 @@ def by_segment(
   num_segments: int,
 ) -> Float[Array, 'b s z']:
   """Returns what `values` were at the first step of each subgoal of an episode; 0 if it had none."""
-  starts = first_steps(segments, mask)[..., None] & (
-    segments[..., None] == jnp.arange(num_segments)
-  )
+  which = jax.nn.one_hot(segments, num_segments, dtype=bool)
+  starts = first_steps(segments, mask)[..., None] & which
   return jnp.einsum('bts,btz->bsz', starts.astype(values.dtype), values)
 
 
@@ -37,13 +36,12 @@ def decodability(
   Trained on the first half of the rows and scored on the second; rows of weight 0 do not count.
   """
   half = codes.shape[0] // 2
-  scale = codes.std(0) + 1e-6
-  inputs = (codes - codes.mean(0)) / scale
+  inputs = jax.nn.standardize(codes, axis=0)
   one_hot = jax.nn.one_hot(labels, num_classes)
   tx = optax.adam(0.05)
 
   def loss(params, rows):
-    log_prob = jax.nn.log_softmax(inputs[rows] @ params['w'] + params['b'])
+    log_prob = jax.nn.log_softmax(inputs[rows] @ params['w'] + params['b'][None])
     return -(weights[rows] * (log_prob * one_hot[rows]).sum(-1)).sum() / weights[rows].sum()
 
   def step(carry, _):
@@ -54,7 +52,7 @@ def decodability(
   params = {'w': jnp.zeros((codes.shape[1], num_classes)), 'b': jnp.zeros(num_classes)}
   (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=steps)
   test = slice(half, None)
-  guess = (inputs[test] @ params['w'] + params['b']).argmax(-1)
+  guess = (inputs[test] @ params['w'] + params['b'][None]).argmax(-1)
   total = jnp.maximum(weights[test].sum(), 1e-9)
   accuracy = (weights[test] * (guess == labels[test])).sum() / total
   majority = (weights[test][:, None] * one_hot[test]).sum(0).max() / total

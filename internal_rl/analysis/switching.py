@@ -41,7 +41,12 @@ def detected_switches(
   beta: Float[Array, 'b t gates'], mask: Bool[Array, 'b t'], threshold: float = 0.5
 ) -> Bool[Array, 'b t']:
   """Marks the steps at which the gate opens, with the rule of internal RL (App. C.5)."""
-  return (beta.mean(-1) >= threshold) & mask & (jnp.arange(beta.shape[1]) > 0)
+  return (beta.mean(-1) >= threshold) & _later(mask)
+
+
+def _later(mask: Bool[Array, 'b t']) -> Bool[Array, 'b t']:
+  """Leaves out the first step of each episode."""
+  return mask.at[:, 0].set(False)
 
 
 def alignment(
@@ -85,6 +90,6 @@ def exact_f1(detected: Bool[Array, 'b t'], true: Bool[Array, 'b t']) -> Float[Ar
 def undecided_share(beta: Float[Array, 'b t gates'], mask: Bool[Array, 'b t']) -> Float[Array, '']:
   """Returns the share of gate values strictly between 0.1 and 0.9, first steps left out."""
   low, high = UNDECIDED
-  count = (mask & (jnp.arange(mask.shape[1]) > 0))[..., None]
+  count = _later(mask)[..., None]
   between = (beta > low) & (beta < high) & count
   return between.sum() / jnp.maximum(count.sum() * beta.shape[-1], 1)

@@ -30,6 +30,6 @@ def cross_entropy(
   logits: Float[Array, 'l b t k'], subgoals: Int[Array, 'b t'], mask: Bool[Array, 'b t']
 ) -> Float[Array, ' l']:
   """Returns each layer's mean cross-entropy, nats a step."""
-  chosen = jax.nn.log_softmax(logits) * jax.nn.one_hot(subgoals, logits.shape[-1])
-  return -jnp.where(mask, chosen.sum(-1), 0).sum((1, 2)) / jnp.maximum(mask.sum(), 1)
+  chosen = jax.nn.log_softmax(logits) * jax.nn.one_hot(subgoals, logits.shape[-1])[None]
+  return -(chosen.sum(-1) * mask[None]).sum((1, 2)) / jnp.maximum(mask.sum(), 1)
 

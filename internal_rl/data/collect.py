@@ -26,9 +26,9 @@ def collect(
 ) -> None:
   """Collects `num_shards` shards, shard `i` being `generate` of a key that depends on `(seed, i)`.
 
-  Shards that are there already are kept, so that calling again resumes an interrupted collection, or
-  extends a finished one, to what an uninterrupted run would have given. One shard at a time is in
-  memory. Integers are stored in the smallest signed type that holds them.
+  Shards that are there already are kept, so that calling again resumes an interrupted collection,
+  or extends a finished one, to what an uninterrupted run would have given. One shard at a time is
+  in memory. Integers are stored in the smallest signed type that holds them.
 
   Args:
     directory: where to; made if need be.

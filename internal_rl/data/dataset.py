@@ -1,8 +1,8 @@
 """Trajectories on disk, read memory-mapped and sampled by index.
 
-A store is a folder with a `manifest.json` and one `.npy` per field and shard; `collect.py` writes it.
-It holds any pytree of arrays with a leading episode axis, and need not fit memory. A batch is a pure
-function of `(seed, step)`, so that a training run resumes without iterator state.
+A store is a folder with a `manifest.json` and one `.npy` per field and shard; `collect.py` writes
+it. It holds any pytree of arrays with a leading episode axis, and need not fit memory. A batch is a
+pure function of `(seed, step)`, so that a training run resumes without iterator state.
 """
 
 import dataclasses

@@ -82,7 +82,7 @@ def learn(
     part = jax.tree.map(lambda x: x[rows], (batch, advantage))
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(params, *part)
     updates, opt_state = tx.update(gradients, opt_state, params)
-    metrics['gradient_norm'] = optax.global_norm(gradients)
+    metrics['gradient_norm'] = optax.tree.norm(gradients)
     return (optax.apply_updates(params, updates), opt_state), metrics
 
   order = lambda key: jax.random.permutation(key, size).reshape(config.minibatches, -1)

@@ -20,7 +20,7 @@ from internal_rl.metacontroller.metacontroller import Metacontroller, SwitchCarr
 from internal_rl.models.sequence_model import Carry, SequenceModel
 from internal_rl.rl.internal_env import Frozen, action_key, code_key, episode_keys
 from internal_rl.rl.policy import CodePolicy
-from internal_rl.types import Key, Params
+from internal_rl.types import Key, Keys, Params
 
 
 @struct.dataclass
@@ -105,7 +105,7 @@ class InternalRollout:
     return self.episodes(policy_params, frozen, keys, tasks)
 
   def episodes(
-    self, policy_params: Params, frozen: Frozen, keys: Key, tasks: Int[Array, ' b']
+    self, policy_params: Params, frozen: Frozen, keys: Keys, tasks: Int[Array, ' b']
   ) -> Decisions:
     """The same with one key an episode."""
     reset_keys, sampling_keys = jax.vmap(episode_keys)(keys)
@@ -114,13 +114,13 @@ class InternalRollout:
     unfinished = lambda carry: (carry.time < self.env.time_limit) & ~carry.done.all()
     end = jax.lax.while_loop(unfinished, step, start)
     return end.out.replace(
-      mask=jnp.arange(self.capacity) < end.count[:, None],
+      mask=jnp.arange(self.capacity)[None] < end.count[:, None],
       dropped=jnp.maximum(end.count - self.capacity, 0),
       lengths=end.env.time,
       final=end.env,
     )
 
-  def _start(self, frozen: Frozen, reset_keys: Key, tasks: Int[Array, ' b']) -> _Carry:
+  def _start(self, frozen: Frozen, reset_keys: Keys, tasks: Int[Array, ' b']) -> _Carry:
     batch = tasks.shape[0]
     env_state, timestep = jax.vmap(self.env.reset)(reset_keys, tasks)
     base = self.model.initial_carry(batch, self.env.time_limit)
@@ -156,7 +156,7 @@ class InternalRollout:
     )
 
   def _step(
-    self, policy_params: Params, frozen: Frozen, sampling_keys: Key, carry: _Carry
+    self, policy_params: Params, frozen: Frozen, sampling_keys: Keys, carry: _Carry
   ) -> _Carry:
     carry = self._decide(policy_params, sampling_keys, carry)
     controlled = self._apply(frozen, Metacontroller.control, carry.z, carry.e)
@@ -180,7 +180,7 @@ class InternalRollout:
       out=carry.out.replace(returns=carry.out.returns + timestep.reward),
     )
 
-  def _decide(self, policy_params: Params, sampling_keys: Key, carry: _Carry) -> _Carry:
+  def _decide(self, policy_params: Params, sampling_keys: Keys, carry: _Carry) -> _Carry:
     """Samples a code and records the decision, in the episodes where one is due."""
     decide = carry.due & ~carry.done
     policy, distribution = self.policy.apply(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -22,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import LatestN
 
-from internal_rl.training.state import named_leaves
+from internal_rl.training.state import is_key, named_leaves, place
 
 _KINDS = {'latest': 2, 'best': 1}  # How many of each are kept.
 _MAX_NAMED = 10
@@ -49,14 +50,14 @@ class Checkpoints:
     """`fingerprint`: JSON-like config that a checkpoint must share; None accepts any checkpoint."""
     self.workdir = os.path.abspath(workdir)
     self._fingerprint = None if fingerprint is None else _as_json(fingerprint)
-    self._managers = {}
+    self._managers: dict[str, ocp.CheckpointManager] = {}
     self.steps: dict[str, int] = {}
     self.best_value: float | None = None
 
   def restore(self, template: PyTree) -> PyTree | None:
     """The newest good checkpoint of either kind, or None if there is none at all.
 
-    Newer ones that cannot be read are reported and renamed to `<step>.corrupt`.
+    Newer ones that cannot be read are reported and renamed to `<step>.corrupt-<time>`.
 
     Args:
       template: a state with the structure, dtypes and shardings wanted; its values are not read.
@@ -181,7 +182,7 @@ def restore_params(
   """
   leaves, _ = _load(directory, which, expect and _as_json(expect), hint)
   flat = {tuple(name.split('.')): leaf for name, leaf in leaves.items()}
-  return jax.tree.map(jax.numpy.asarray, unflatten_dict(flat)['params'])
+  return jax.tree.map(jnp.asarray, unflatten_dict(flat)['params'])
 
 
 def read_metadata(directory: str, *, which: str = 'best', hint: str = '') -> dict[str, Any]:
@@ -211,12 +212,8 @@ def save_params(directory: str, params: PyTree, metadata: Mapping[str, Any]) -> 
 
 
 def checksums(tree: PyTree) -> dict[str, str]:
-  """CRC-32 of every leaf by dotted name; 'deleted' for an array that something donated."""
-  deleted = lambda leaf: isinstance(leaf, jax.Array) and leaf.is_deleted()
-  return {
-    name: 'deleted' if deleted(leaf) else f'{_crc32(_to_host(leaf)):08x}'
-    for name, leaf in named_leaves(tree).items()
-  }
+  """CRC-32 of every leaf by dotted name."""
+  return {name: f'{_crc32(_to_host(leaf)):08x}' for name, leaf in named_leaves(tree).items()}
 
 
 def spec(leaf: Any) -> str:
@@ -274,14 +271,13 @@ def _refuse_other_config(
   path: str, stored: Mapping[str, Any] | None, given: Mapping[str, Any], partial: bool
 ) -> None:
   """Compares fingerprints field by field; `partial` looks at the fields of `given` only."""
-  stored, given = (
-    flatten_dict(dict(tree or {}), keep_empty_nodes=True, sep='.') for tree in (stored, given)
-  )
+  old_fields: dict[str, Any] = flatten_dict(dict(stored or {}), sep='.')
+  new_fields: dict[str, Any] = flatten_dict(dict(given), sep='.')
   nothing = object()
   show = lambda value: 'nothing' if value is nothing else repr(value)
   different = []
-  for name in sorted(given if partial else given | stored):
-    old, new = stored.get(name, nothing), given.get(name, nothing)
+  for name in sorted(new_fields if partial else new_fields | old_fields):
+    old, new = old_fields.get(name, nothing), new_fields.get(name, nothing)
     if old != new and repr(old) != repr(new):  # NaN equals NaN here, and 1 equals 1.0.
       different.append(f'{name}: checkpoint has {show(old)}, config says {show(new)}')
   _refuse(path, different)
@@ -326,18 +322,15 @@ def _steps(folder: str) -> list[int]:
   return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def _is_key(leaf: Any) -> bool:
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _to_host(leaf: Any) -> np.ndarray:
-  return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+  return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def _to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
-  if _is_key(like):
-    value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
-  return jax.device_put(value, like.sharding)
+  if is_key(like):
+    wrapped = jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
+    return place(wrapped, like.sharding)
+  return place(value, like.sharding)
 
 
 def _crc32(value: np.ndarray) -> int:

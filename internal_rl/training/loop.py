@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Key, PyTree
 
 from internal_rl.training.checkpoint import Checkpoints, checksums
 from internal_rl.training.metrics import MetricsWriter, ProgressLine
-from internal_rl.training.state import TrainState, named_leaves
+from internal_rl.training.state import TrainState, is_key, named_leaves, place
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again to go on.
 
@@ -96,7 +96,8 @@ def fit(
   bit where the device computes reproducibly, as CPUs do. A finished run returns its state at once.
 
   SIGTERM or SIGINT let the call in progress finish, save, and raise `Preempted`, which ends the
-  process with status `EXIT_PREEMPTED`; a second signal ends it at once.
+  process with status `EXIT_PREEMPTED`; a second signal ends it at once. In a multi-host run
+  signals keep their usual effect: hosts that stop after different calls would wait for each other.
 
   Args:
     update: pure `(state, frozen, key) -> (state, metrics)`, not jitted, one step on; see
@@ -142,9 +143,14 @@ def fit(
           name, step, config.steps, config.progress_metrics, config.progress_seconds
         ) as progress,
       ):
-        frozen_on_device = jax.tree.map(jnp.asarray, frozen)
         run = _Run(
-          config, frozen_on_device, evaluate and jax.jit(evaluate), checkpoints, metrics, progress
+          config=config,
+          frozen=jax.tree.map(jnp.asarray, frozen),
+          evaluate=evaluate and jax.jit(evaluate),
+          checkpoints=checkpoints,
+          metrics=metrics,
+          progress=progress,
+          logged=(step, time.monotonic()),
         )
         state = run.train(update, state, fresh, stop)
   if changed := [name for name, value in checksums(frozen).items() if value != sums[name]]:
@@ -184,13 +190,12 @@ class _Run:
   checkpoints: Checkpoints
   metrics: MetricsWriter
   progress: ProgressLine
-  logged: tuple[int, float] | None = None  # Step and time of the last row of training metrics.
+  logged: tuple[int, float]  # Step and time of the last row of training metrics.
 
   def train(
     self, update: Update, state: TrainState, fresh: bool, stop: '_StopRequest'
   ) -> TrainState:
     step = _step(state)
-    self.logged = step, time.monotonic()
     if fresh:
       self._evaluate(step, state)
     call = compile_call(update, state, self.config.updates_per_call)
@@ -277,7 +282,7 @@ class _Run:
 class _StopRequest:
   """Notes the first SIGTERM or SIGINT while it is entered; a second one ends the process at once.
 
-  A thread listens, because Python's own handlers wait for jax to return from compiling or computing.
+  A thread listens, because Python's own handlers wait until jax has compiled or computed.
   """
 
   _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -287,7 +292,8 @@ class _StopRequest:
     self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> '_StopRequest':
-    if threading.current_thread() is threading.main_thread():  # Only it may set handlers.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and jax.process_count() == 1:  # Only the main thread may set handlers.
       reading, self._writing = os.pipe()
       os.set_blocking(self._writing, False)
       self._previous_writing = signal.set_wakeup_fd(self._writing)
@@ -333,9 +339,9 @@ def _private_copy(leaf: ArrayLike) -> jax.Array:
   Weak types and uncommitted placement would make the second call another program than the first.
   """
   leaf = jnp.asarray(leaf)
-  if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+  if not is_key(leaf):
     leaf = jax.lax.convert_element_type(leaf, leaf.dtype)
-  return jax.device_put(leaf, leaf.sharding, may_alias=False)
+  return place(leaf, leaf.sharding)
 
 
 def _step(state: TrainState) -> int:

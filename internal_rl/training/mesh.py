@@ -11,6 +11,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from internal_rl.training.state import place
+
 
 def make_mesh(seeds: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh with axes `('seed', 'data')`.
@@ -31,12 +33,12 @@ def make_mesh(seeds: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
   """Puts the whole of every leaf on every device of the mesh."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  return jax.tree.map(lambda leaf: place(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def shard_population(tree: PyTree, mesh: Mesh) -> PyTree:
   """Splits the leading axis of every leaf over 'seed'; its size must be a multiple of that axis."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec('seed')))
+  return jax.tree.map(lambda leaf: place(leaf, NamedSharding(mesh, PartitionSpec('seed'))), tree)
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:

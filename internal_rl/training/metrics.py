@@ -107,7 +107,7 @@ class ProgressLine:
     """`name` heads the line; the run stands at `step` of `total`; `metrics` are those to show."""
     self._name, self._total, self._metrics, self._seconds = name, total, tuple(metrics), seconds
     self._bar = None
-    self._start: tuple[int, float] | None = None
+    self._first: tuple[int, float] | None = None  # Step and time of the first update shown.
     self._printed = time.monotonic()
     self._enabled = jax.process_index() == 0
     if self._enabled and sys.stderr.isatty():
@@ -116,20 +116,21 @@ class ProgressLine:
   def update(self, step: int, values: Mapping[str, ArrayLike]) -> None:
     """Shows that `step` updates are done; arrays are shown by their mean."""
     now = time.monotonic()
-    if self._start is None:  # The first call compiles, so it does not count for the rate.
-      self._start = step, now
+    if self._first is None:  # The first call compiles, so it does not count for the rate.
+      self._first = step, now
     shown = [f'{name} {np.mean(values[name]):.4g}' for name in self._metrics if name in values]
     if self._bar is not None:
       self._bar.set_postfix_str(' '.join(shown), refresh=False)
       self._bar.update(step - self._bar.n)
     elif self._enabled and (now - self._printed >= self._seconds or step >= self._total):
-      line = ' '.join([f'{self._name} {step}/{self._total}', *self._rate(step, now), *shown])
+      line = ' '.join(
+        [f'{self._name} {step}/{self._total}', *self._rate(step, now, *self._first), *shown]
+      )
       print(line, file=sys.stderr, flush=True)
       self._printed = now
 
-  def _rate(self, step: int, now: float) -> list[str]:
+  def _rate(self, step: int, now: float, first_step: int, first_time: float) -> list[str]:
     """Updates per second and time left, once there is anything to tell them from."""
-    first_step, first_time = self._start
     if step == first_step:
       return []
     rate = (step - first_step) / max(now - first_time, 1e-9)

@@ -1,6 +1,6 @@
 """What is trained, and the one optimiser that every stage trains it with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,20 +34,20 @@ class TrainState:
 
 
 def create(
-  params: PyTree, tx: optax.GradientTransformation, key: Key[Array, ''], extra: PyTree = ()
+  params: PyTree, tx: optax.GradientTransformation, key: Array, extra: PyTree = ()
 ) -> TrainState:
   """A run's state before its first update.
 
   Args:
     params: initial parameters.
     tx: the optimiser, see `adamw`.
-    key: typed key, consumed; every update's randomness derives from it.
+    key: typed key `[]`, consumed; every update's randomness derives from it.
     extra: initial value of `TrainState.extra`.
 
   Raises:
     ValueError: if `key` is an old-style `uint32` key.
   """
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+  if not is_key(key):
     raise ValueError(f'key: must be a typed key, jax.random.key(seed), but its type is {key.dtype}')
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key, extra)
 
@@ -65,7 +65,7 @@ def adamw(
   learning_rate: float,
   *,
   weight_decay: float = 0.0,
-  betas: tuple[float, float] = (0.9, 0.999),
+  betas: Sequence[float] = (0.9, 0.999),
   schedule: str = 'constant',
   warmup_steps: int = 0,
   total_steps: int = 0,
@@ -105,6 +105,19 @@ def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> 
   """The leaves of `tree` by dotted path, such as `opt_state.0.mu.Dense_0.kernel`."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
   return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in flat}
+
+
+def is_key(leaf: Any) -> bool:
+  """Whether an array holds typed PRNG keys."""
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def place(leaf: Any, sharding: jax.sharding.Sharding) -> Array:
+  """A copy with this sharding; unlike `jax.device_put`, keys too can go to several hosts."""
+  if is_key(leaf):
+    data = place(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  return jax.device_put(leaf, sharding, may_alias=False)
 
 
 def _schedule(

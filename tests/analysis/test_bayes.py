@@ -33,7 +33,7 @@ def rolled(env, epsilon, batch, seed=0):
 
 
 def enumerate_tasks(env, epsilon, episodes, i):
-  """Yields, for each step of episode `i`, predictive, posterior and subgoal belief by enumeration."""
+  """Yields predictive, posterior, subgoal belief and true policy at each step of episode `i`."""
   layout, size = jax.tree.map(lambda x: x[i], episodes.layout), env.grid_size
   board = oracle.board_of(size, layout.objects, layout.walls, layout.start)
   optimal = functools.cache(board.optimal)

@@ -1,5 +1,7 @@
 """The task tables are the paper's."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def subgoal_transitions(family, task):
   width = len(family.subgoals[0])
   runs = [tuple(colours[i : i + width]) for i in range(0, len(colours), width)]
   goals = [family.subgoals.index(run) for run in runs]
-  return set(zip(goals[:-1], goals[1:], strict=True))
+  return set(itertools.pairwise(goals))
 
 
 @pytest.mark.parametrize(('name', 'table'), [('gridworld', TABLE_A1), ('ant', TABLE_A2)])

@@ -21,7 +21,7 @@ def make(**kwargs):
   module = tiny.metacontroller(**kwargs)
   params = tiny.frozen(tiny.model(), module).metacontroller
   e = jax.random.normal(jax.random.key(5), (BATCH, TIME, tiny.WIDTH))
-  mask = jnp.arange(TIME) < jnp.array([[TIME], [4], [TIME]])
+  mask = jnp.arange(TIME)[None] < jnp.array([[TIME], [4], [TIME]])
   return module, params, e, mask
 
 
@@ -57,7 +57,7 @@ def literal(module, params, e, mask, key, hardness=0.0):
 @pytest.mark.parametrize('hardness', [0.0, 1.0])
 @pytest.mark.parametrize('kwargs', [{}, {'summary': 'per_step', 'scalar_gate': False}])
 def test_hoisted_scan_is_the_literal_recursion_in_value_and_gradient(kwargs, hardness):
-  module, params, e, mask = make(**kwargs)
+  module, params, e, mask = make(controller_scale=0.1, **kwargs)
   key = jax.random.key(9)
 
   def fast(params, e):
@@ -67,9 +67,9 @@ def test_hoisted_scan_is_the_literal_recursion_in_value_and_gradient(kwargs, har
   slow = lambda params, e: literal(module, params, e, mask, key, hardness)
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)
   jax.tree.map(close, fast(params, e), slow(params, e))
-  total = lambda f: lambda *args: sum((jnp.sin(y) * y).sum() for y in f(*args))
+  total = lambda f: lambda *args: sum(jnp.sin(y).mean() for y in f(*args))
   gradients = [jax.jit(jax.grad(total(f), (0, 1)))(params, e) for f in (fast, slow)]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3), *gradients)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-3), *gradients)
 
 
 def test_causal_half_stepped_alone_gives_the_gates_of_the_whole_pass():

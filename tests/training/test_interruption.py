@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and started again; in child processes, so that the kills are real."""
+"""Runs that are killed, stopped and started again; in child processes, so the kills are real."""
 
 import itertools
 import multiprocessing
@@ -54,37 +54,37 @@ def unfinished_saves(workdir):
 
 def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(start, undisturbed, tmp_path):
   chance = random.Random(0)
-  kills, amid_save, seconds = 0, 0, 1.0
+  state, rows = undisturbed
+  kills = kills_amid_save = 0
+  seconds = 1.0  # What a run takes, start of the process included.
   for attempt in itertools.count():
     workdir = tmp_path / str(attempt)
     workdir.mkdir()
-    finished = False
-    while not finished:
+    exit_code = None
+    while exit_code != 0 and kills < KILLS:
       begun = time.monotonic()
+      before = set(unfinished_saves(workdir))
+      saving = lambda workdir=workdir, before=before: set(unfinished_saves(workdir)) - before
       process = start(toy.run, workdir)
-      if kills < KILLS:
-        if kills % 2:  # Anywhere, from the start of the process on.
-          process.join(chance.uniform(0.0, seconds))
-        else:  # In the middle of a save, or in the clearing up after it.
-          before = set(unfinished_saves(workdir))
-          wait_for(lambda before=before: set(unfinished_saves(workdir)) - before, process)
-          time.sleep(chance.uniform(0.0, 0.05))
-        process.kill()
-      process.join(SECONDS)
-      finished = process.exitcode == 0
-      assert process.exitcode in (0, -signal.SIGKILL)
-      if finished:
-        seconds = time.monotonic() - begun
-      else:
+      if kills % 2:  # Anywhere.
+        process.join(chance.uniform(0.0, seconds))
+      else:  # In the middle of a save, or just after it, while it clears up older ones.
+        wait_for(saving, process)
+        time.sleep(chance.uniform(0.0, 0.05))
+      process.kill()
+      process.join()
+      exit_code = process.exitcode
+      assert exit_code in (0, -signal.SIGKILL)
+      if exit_code:
         kills += 1
-        amid_save += bool(unfinished_saves(workdir))
-    state, rows = undisturbed
+        kills_amid_save += bool(saving())
+      else:
+        seconds = time.monotonic() - begun
     assert toy.same(toy.run(workdir), state)
     assert toy.rows(workdir) == rows
-    if kills >= KILLS:
+    if kills == KILLS:
       break
-  assert amid_save
-  print('AMID', amid_save, attempt)
+  assert kills_amid_save
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

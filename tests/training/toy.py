@@ -1,5 +1,6 @@
 """A run of well under a second of arithmetic, with every feature of `fit`, that tests can kill."""
 
+import contextlib
 import pathlib
 
 import jax
@@ -30,8 +31,8 @@ def loss(params, frozen, inputs):
   return jnp.mean((predicted - inputs @ frozen['target']) ** 2)
 
 
-def update(state, frozen, key):
-  inputs = jax.random.normal(key, (8, 3))
+def update(state, frozen, key, place=lambda batch: batch):
+  inputs = place(jax.random.normal(key, (8, 3)))
   value, grads = jax.value_and_grad(loss)(state.params, frozen, inputs)
   state = training.apply_gradients(state, grads, TX)
   return state.replace(extra={'seen': state.extra['seen'] + 8}), {'loss': value}
@@ -67,9 +68,25 @@ def run_long(workdir):
 
 
 def child(run, workdir):
-  """`run` in a process that may be killed while it writes: not to the compilation cache of others."""
+  """`run` in a process that may be killed: it must not write to the compilation cache of others."""
   jax.config.update('jax_enable_compilation_cache', False)
   run(workdir)
+
+
+@contextlib.contextmanager
+def compilations(name):
+  """Lists, while entered, the compilations of functions of this name."""
+  found = []
+
+  def listen(event, _, *, fun_name='', **__):
+    if event.endswith('backend_compile_duration') and fun_name in (name, f'jit({name})'):
+      found.append(fun_name)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def host(tree):

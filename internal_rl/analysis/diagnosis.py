@@ -1,0 +1,233 @@
+"""What went wrong, in words: known failures recognised from what the stages wrote.
+
+Each check takes the `result.json` of the stages it names and says whether all is well. Thresholds
+are ours, chosen to tell apart runs that worked from runs that did not; none is the paper's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Result = Mapping[str, Any]
+
+BASE_GAP = 0.1  # Of what the goal is worth to a predictor: more is an under-trained base.
+PROBE_SHARE = 0.75  # Of the Bayes belief's accuracy.
+COLLAPSED_KL = 0.02  # Nats a step.
+COLLAPSED_GAIN = 0.1  # Of what telling the goal would gain.
+TOO_MANY, TOO_FEW = 2.5, 0.4  # Switches for every change of subgoal.
+ALIGNED_F1 = 0.8
+UNDECIDED_SHARE = 0.05  # Of gate values between 0.1 and 0.9.
+HARD_COST = 0.03  # Nats a step lost by thresholding the gate.
+MEANING_MARGIN = 0.05  # By which one label must be more decodable than another.
+REPLAY_WORKS = 0.2  # Success below this is no success.
+TRANSFER_SHARE = 0.25  # Of the replayed codes' success on pretraining tasks.
+REACHED_SHARE = 0.5  # Of the replayed codes' success on the unseen task.
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One check's outcome.
+
+  Attributes:
+    name: what was checked, a few words.
+    ok: whether all is well.
+    text: what was found and, if something is wrong, what to try.
+  """
+
+  name: str
+  ok: bool
+  text: str
+
+
+def base_floor(pretrain: Result) -> Finding:
+  """Is the base model near the best possible predictor? On a bad one nothing can be judged."""
+  gap = pretrain['nll'] - pretrain['bayes_nll']
+  share = gap / max(pretrain['bayes_nll'] - pretrain['goal_nll'], 1e-9)
+  found = (
+    f'The base model is {gap:.3f} nats a step above its exact floor, {share:.0%} of what '
+    'knowing the goal is worth.'
+  )
+  cure = ' It is under-trained, so nothing built on it can be judged: train it longer first.'
+  ok = share <= BASE_GAP
+  return Finding('Base model against its floor', ok, found + ('' if ok else cure))
+
+
+def subgoal_decodable(probe: Result) -> Finding:
+  """Does some layer know the subgoal as well as it can be known?"""
+  best, ceiling = probe['best_accuracy'], probe['bayes_accuracy']
+  found = (
+    f'The best probe names the subgoal in {best:.0%} of steps; the Bayes belief in {ceiling:.0%}.'
+  )
+  cure = ' The base model does not represent subgoals linearly: train it longer, or the probe.'
+  ok = best >= PROBE_SHARE * ceiling
+  return Finding('Subgoals in the residual stream', ok, found + ('' if ok else cure))
+
+
+def posterior_collapse(discover: Result, pretrain: Result) -> Finding:
+  """Do the codes carry anything, and does it help to predict actions?"""
+  worth = max(pretrain['nll'] - pretrain['goal_nll'], 1e-9)
+  gain = (pretrain['nll'] - discover['nll']) / worth
+  collapsed = discover['kl'] < COLLAPSED_KL and gain < COLLAPSED_GAIN
+  found = (
+    f'Codes carry {discover["kl"]:.3f} nats a step and recover {gain:.0%} of what knowing the '
+    'goal is worth.'
+  )
+  cure = ' The posterior has collapsed to the prior: lower alpha, or ramp it up later and slower.'
+  return Finding('Posterior', not collapsed, found + (cure if collapsed else ''))
+
+
+def switch_rate(discover: Result) -> Finding:
+  """Does the gate open about as often as the subgoal changes?"""
+  switches, true = discover['switches'], discover['true_switches']
+  ratio = switches / max(true, 1e-9)
+  found = f'The gate opens {switches:.1f} times an episode; the subgoal changes {true:.1f} times.'
+  cure = ''
+  if ratio > TOO_MANY:
+    cure = ' It is open nearly always, so a code means no more than a move: raise alpha.'
+  elif ratio < TOO_FEW:
+    cure = (
+      ' One switch at the first step does everything, as with a co-trained base: lower alpha, or '
+      'train the base model longer before it is frozen.'
+    )
+  return Finding('Number of switches', not cure, found + cure)
+
+
+def switch_alignment(discover: Result) -> Finding:
+  """Do switches fall on the very steps at which the subgoal changes?"""
+  exact, near = discover['f1_tolerance_0'], discover['f1_tolerance_1']
+  found = f'Switches match the changes of subgoal with F1 {exact:.2f} ({near:.2f} within one step).'
+  ok = exact >= ALIGNED_F1
+  cure = ''
+  if not ok:
+    late = near >= ALIGNED_F1
+    cure = (
+      ' They come one step early or late.'
+      if late
+      else ' They fall elsewhere: an under-trained base or another alpha are the first suspects.'
+    )
+  return Finding('Where the switches fall', ok, found + cure)
+
+
+def binary_gates(discover: Result) -> Finding:
+  """Can the soft gate be replaced by its threshold, as internal RL does?"""
+  undecided, cost = discover['undecided_share'], discover['hard_nll'] - discover['nll']
+  found = (
+    f'{undecided:.0%} of gate values lie between 0.1 and 0.9; thresholding costs {cost:.3f} '
+    'nats a step.'
+  )
+  ok = undecided <= UNDECIDED_SHARE and cost <= HARD_COST
+  cure = (
+    ' Internal RL thresholds the gate and so runs another controller than was trained: finish '
+    'with a thresholded gate.'
+  )
+  return Finding('Gates are quasi-binary', ok, found + ('' if ok else cure))
+
+
+def code_meaning(evaluate: Result) -> Finding:
+  """Do codes name goals, or merely the place or the move they imply in this layout?"""
+
+  def lift(label: str) -> float:
+    accuracy, majority = (evaluate['code_meaning'][label][k] for k in ('accuracy', 'majority'))
+    return (accuracy - majority) / max(1 - majority, 1e-9)
+
+  goal, place, move = lift('subgoal'), lift('goal_cell'), lift('first_action')
+  found = (
+    f'Above chance, codes tell {goal:.0%} of the subgoal, {place:.0%} of its cell and '
+    f'{move:.0%} of the next move.'
+  )
+  cure = ''
+  if move > goal + MEANING_MARGIN and move >= place:
+    cure = (
+      ' They carry directions instead of goals: a policy has to learn a map from layouts to codes.'
+    )
+  elif place > goal + MEANING_MARGIN:
+    cure = ' They carry places instead of goals: a policy has to learn a map from layouts to codes.'
+  return Finding('What codes mean', not cure, found + cure)
+
+
+def code_transfer(evaluate: Result) -> Finding:
+  """Do codes inferred from demonstrations still work on the unseen task?"""
+  seen, unseen = (
+    evaluate['replay_success'][k]['success'] for k in ('pretraining', 'post_training')
+  )
+  found = (
+    f'Codes replayed with the true switches succeed on {seen:.0%} of pretraining tasks and '
+    f'{unseen:.0%} of the unseen one.'
+  )
+  cure = ''
+  if seen < REPLAY_WORKS:
+    cure = ' They do not steer the model even where it was trained.'
+  elif unseen < TRANSFER_SHARE * seen:
+    cure = (
+      ' They do not transfer: they mean something only within the tasks they were learned from.'
+    )
+  return Finding('Codes transfer to the unseen task', not cure, found + cure)
+
+
+def policy_reaches(internal: Result, evaluate: Result) -> Finding:
+  """Does the policy find the codes that are known to work?"""
+  success, first = internal['success'], internal['initial_success']
+  possible = evaluate['replay_success']['post_training']['success']
+  found = (
+    f'Internal RL went from {first:.3g} to {success:.3g}; replayed codes reach {possible:.3g}.'
+  )
+  ok = success >= max(REACHED_SHARE * possible, REPLAY_WORKS)
+  cure = ''
+  if not ok and possible >= REPLAY_WORKS:
+    cure = (
+      ' Good codes exist and the policy does not find them: more episodes, another learning '
+      'rate, more passes.'
+    )
+  elif not ok:
+    cure = (
+      ' The codes themselves do not solve this task, so the metacontroller is to blame, not the '
+      'policy.'
+    )
+  return Finding('Policy over codes', ok, found + cure)
+
+
+def reward_seen(internal: Result) -> Finding:
+  """Was there any reward to learn from at the start?"""
+  first = internal['initial_success']
+  ok = first > 0
+  found = f'At the start {first:.2%} of episodes are rewarded.'
+  cure = (
+    ' Without any rewarded episode there is no gradient: larger batches, or codes that '
+    'transfer better.'
+  )
+  return Finding('Reward at the start', ok, found + ('' if ok else cure))
+
+
+def better_than_raw(internal: Result, raw: Result) -> Finding:
+  """Does acting through codes help at all?"""
+  ours, theirs = internal['success'], raw['success']
+  ok = ours > theirs
+  verdict = 'Acting through codes helps' if ok else 'Acting through codes does not help here'
+  found = f'{verdict}: internal RL ends at {ours:.3g}, raw-action RL at {theirs:.3g}.'
+  return Finding('Against raw-action RL', ok, found)
+
+
+CHECKS: tuple[tuple[Callable[..., Finding], tuple[str, ...]], ...] = (
+  (base_floor, ('pretrain',)),
+  (subgoal_decodable, ('probe',)),
+  (posterior_collapse, ('discover', 'pretrain')),
+  (switch_rate, ('discover',)),
+  (switch_alignment, ('discover',)),
+  (binary_gates, ('discover',)),
+  (code_meaning, ('evaluate',)),
+  (code_transfer, ('evaluate',)),
+  (reward_seen, ('reinforce/internal',)),
+  (policy_reaches, ('reinforce/internal', 'evaluate')),
+  (better_than_raw, ('reinforce/internal', 'reinforce/raw')),
+)
+
+
+def diagnose(results: Mapping[str, Result]) -> list[Finding]:
+  """Runs every check whose stages are there.
+
+  Args:
+    results: `result.json` by stage: 'pretrain', 'probe', 'discover', 'evaluate',
+      'reinforce/internal', 'reinforce/raw'; any may be missing.
+  """
+  ready = [(check, needs) for check, needs in CHECKS if all(stage in results for stage in needs)]
+  return [check(*(results[stage] for stage in needs)) for check, needs in ready]

@@ -1,0 +1,102 @@
+"""Every known failure is recognised, and a run that went well is not accused of any."""
+
+import copy
+
+import pytest
+
+from internal_rl.analysis import diagnosis
+from tests.analysis import synthetic
+
+HEALTHY = synthetic.results()
+
+
+def spoiled(changes):
+  """Results with the fields at `stage.field.field` replaced; stages have slashes, not dots."""
+  results = copy.deepcopy(HEALTHY)
+  for path, value in changes.items():
+    *parents, last = path.split('.')
+    place = results
+    for name in parents:
+      place = place[name]
+    assert last in place
+    place[last] = value
+  return results
+
+
+def failures(results):
+  return {found.name: found.text for found in diagnosis.diagnose(results) if not found.ok}
+
+
+def test_a_run_that_went_well_is_not_accused_of_anything():
+  assert failures(HEALTHY) == {}
+  assert len(diagnosis.diagnose(HEALTHY)) == len(diagnosis.CHECKS)
+
+
+MEANING = 'evaluate.code_meaning'
+REPLAY = 'evaluate.replay_success'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'name', 'words'),
+  [
+    ({'pretrain.nll': 0.345}, 'Base model against its floor', 'under-trained'),
+    ({'probe.best_accuracy': 0.44}, 'Subgoals in the residual stream', 'not represent'),
+    ({'discover.kl': 0.001, 'discover.nll': 0.27}, 'Posterior', 'collapsed'),
+    ({'discover.switches': 8.0}, 'Number of switches', 'raise alpha'),
+    ({'discover.switches': 0.0}, 'Number of switches', 'lower alpha'),
+    ({'discover.f1_tolerance_0': 0.4}, 'Where the switches fall', 'one step early or late'),
+    (
+      {'discover.f1_tolerance_0': 0.4, 'discover.f1_tolerance_1': 0.5},
+      'Where the switches fall',
+      'elsewhere',
+    ),
+    ({'discover.undecided_share': 0.3}, 'Gates are quasi-binary', '30%'),
+    ({'discover.hard_nll': 0.3}, 'Gates are quasi-binary', 'thresholding costs 0.100'),
+    (
+      {f'{MEANING}.first_action.accuracy': 0.9, f'{MEANING}.subgoal.accuracy': 0.3},
+      'What codes mean',
+      'directions',
+    ),
+    (
+      {f'{MEANING}.goal_cell.accuracy': 0.9, f'{MEANING}.subgoal.accuracy': 0.3},
+      'What codes mean',
+      'places',
+    ),
+    (
+      {f'{REPLAY}.post_training.success': 0.06},
+      'Codes transfer to the unseen task',
+      'not transfer',
+    ),
+    ({f'{REPLAY}.pretraining.success': 0.1}, 'Codes transfer to the unseen task', 'do not steer'),
+    ({'reinforce/internal.success': 0.04}, 'Policy over codes', 'does not find them'),
+    (
+      {'reinforce/internal.success': 0.04, f'{REPLAY}.post_training.success': 0.0},
+      'Policy over codes',
+      'to blame',
+    ),
+    ({'reinforce/internal.initial_success': 0.0}, 'Reward at the start', 'no gradient'),
+    ({'reinforce/raw.success': 0.9}, 'Against raw-action RL', 'does not help'),
+  ],
+)
+def test_a_known_failure_is_named(changes, name, words):
+  found = failures(spoiled(changes))
+  assert words in found[name]
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'discover.kl': 0.001},  # Little rate, but it helps: a frugal code, not a collapsed one.
+    {'discover.nll': 0.27},  # No help, but plenty of rate: some other failure.
+  ],
+)
+def test_collapse_takes_both_no_rate_and_no_gain(changes):
+  assert 'Posterior' not in failures(spoiled(changes))
+
+
+def test_only_what_was_measured_is_judged():
+  only = {stage: HEALTHY[stage] for stage in ('pretrain', 'discover')}
+  names = {found.name for found in diagnosis.diagnose(only)}
+  assert 'Posterior' in names
+  assert 'Policy over codes' not in names
+  assert diagnosis.diagnose({}) == []
