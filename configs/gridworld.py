@@ -30,6 +30,7 @@ def _stage(**kwargs) -> ConfigDict:
     {
       'steps': 0,
       'batch': 0,
+      'optimiser': 'adamw',  # or 'muon'
       'learning_rate': 1e-3,
       'weight_decay': 0.0,
       'schedule': 'constant',

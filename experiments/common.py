@@ -146,9 +146,10 @@ def policy(config: Config) -> CodePolicy:
 
 
 def optimiser(section: Config, learning_rate: float | None = None):
-  """Returns a stage's AdamW."""
-  return state_lib.adamw(
+  """Returns a stage's optimiser."""
+  return state_lib.optimiser(
     section.learning_rate if learning_rate is None else learning_rate,
+    kind=section.optimiser,
     weight_decay=section.weight_decay,
     schedule=section.schedule,
     warmup_steps=section.warmup_steps,

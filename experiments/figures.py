@@ -42,7 +42,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     )
   directory = common.stage_dir(workdir, 'figures')
   os.makedirs(directory, exist_ok=True)
-  drawn, animated = [], []
+  drawn: list[Picture] = []
+  animated: list[Picture] = []
   for pictures, make, suffix in ((drawn, _figures, 'png'), (animated, _episodes, 'gif')):
     for name, picture in make(config, workdir, results):
       _write(os.path.join(directory, f'{name}.{suffix}'), picture.data)

@@ -19,7 +19,7 @@ from internal_rl.envs.render import PALETTE
 Row = Mapping[str, Any]
 Number = float | int
 
-STYLE = {
+STYLE: Any = {
   'font.size': 10,
   'axes.titlesize': 11,
   'axes.titlelocation': 'left',
@@ -113,18 +113,17 @@ def probes(
     accuracy_by_step: of each layer at each step of an episode, NaN where none was that long.
     bayes_by_step: of the Bayes belief at each step.
   """
-  by_step = accuracy_by_step is not None and bayes_by_step is not None
-  figure, axes = _panels(2 if by_step else 1)
+  figure, axes = _panels(1 if accuracy_by_step is None else 2)
   axes[0].plot(range(len(accuracy)), accuracy, 'o-', color=BLUE, label='linear probe')
   axes[0].axhline(bayes_accuracy, color=INK, linestyle='--', label='Bayes belief (ceiling)')
   axes[0].axhline(chance, color=MUTED, linestyle=':', label='chance')
   axes[0].set(xlabel='layer', ylabel='accuracy', title='Subgoal decoded, by layer', ylim=(0, 1))
   _integer_axis(axes[0].xaxis)
   axes[0].legend()
-  if by_step:
+  if accuracy_by_step is not None:
     best = int(np.argmax(accuracy))
     axes[1].plot(accuracy_by_step[best], color=BLUE, label=f'probe of layer {best}')
-    axes[1].plot(bayes_by_step, color=INK, linestyle='--', label='Bayes belief')
+    axes[1].plot(bayes_by_step or [], color=INK, linestyle='--', label='Bayes belief')
     axes[1].axhline(chance, color=MUTED, linestyle=':')
     axes[1].set(xlabel='step of the episode', title='... and within an episode', ylim=(0, 1.02))
     _integer_axis(axes[1].xaxis)
@@ -266,7 +265,9 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
   axes[0].set(title='Reinforcement on the unseen task', ylim=(0, 1), ylabel='success')
   axes[1].set(title='... on a logarithmic axis')
   axes[1].set_yscale('log')
-  axes[1].set_ylim(top=1)
+  values = [row['success'] for seeds in curves.values() for curve in seeds for row in curve]
+  axes[1].set_ylim(0.5 * min([value for value in values if value > 0], default=2e-4), 1)
+  axes[1].set_xlim(axes[0].get_xlim())  # Also where nothing ever succeeded.
   axes[0].legend()
   for axis in axes:
     axis.set_xlabel('episodes')

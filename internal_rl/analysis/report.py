@@ -211,7 +211,8 @@ def scale(config: Mapping[str, Any]) -> str:
   env, model, reinforce = config['env'], config['model'], config['reinforce']
   world = (
     f'{env["grid_size"]} × {env["grid_size"]} cells, {env["num_objects"]} colours, '
-    f'{env["num_walls"]} walls; a {model["kind"]} of {model["num_blocks"]} blocks of width '
+    f'{env["num_walls"]} {"wall" if env["num_walls"] == 1 else "walls"}; '
+    f'a {model["kind"]} of {model["num_blocks"]} blocks of width '
     f'{model["width"]}; seeds of reinforcement learning: {reinforce["seeds"]}'
   )
   if config['preset'] == 'paper':

@@ -201,7 +201,8 @@ def _frame(picture: Image.Image, story: Story, time: int) -> Image.Image:
   _chips(canvas, story, time, _MARGIN + _TITLE, picture.width)
   canvas.paste(picture, _MARGIN, inner_top)
   if story.codes is not None:
-    _code_strip(canvas, story, min(time, last - 1), strip_top, picture.width)
+    marks = np.zeros(last, bool) if story.switches is None else story.switches
+    _code_strip(canvas, story.codes, marks, min(time, last - 1), strip_top, picture.width)
   caption_y = strip_top + strip + _CAPTION / 2
   canvas.text((_MARGIN, caption_y), f'step {time} of {last}', 14, _FAINT)
   done = time == last
@@ -226,19 +227,19 @@ def _chips(canvas: _Canvas, story: Story, time: int, top: int, width: int) -> No
     canvas.text(middle, str(colour), 13, _FAINT if visited else _readable_on(colour), 'mm')
 
 
-def _code_strip(canvas: _Canvas, story: Story, time: int, top: int, width: int) -> None:
+def _code_strip(canvas: _Canvas, codes, switches, time: int, top: int, width: int) -> None:
   """The code in force over time, an entry a row; a triangle marks where it was chosen anew."""
   label, marker = 44, 12
-  steps, size = story.codes.shape
+  steps, size = codes.shape
   column, row = (width - label) / steps, (_STRIP - marker - 6) / size
   left, top = _MARGIN + label, top + marker
   canvas.text((_MARGIN, top + (_STRIP - marker - 6) / 2), 'code', 13, _FAINT)
   canvas.box((left, top, left + column * steps, top + row * size), '#f5f5f7')
   for t in range(time + 1):
-    for i, value in enumerate(story.codes[t]):
+    for i, value in enumerate(codes[t]):
       box = (left + t * column, top + i * row, left + (t + 1) * column, top + (i + 1) * row)
       canvas.box(box, _diverging(float(value)))
-    if story.switches is not None and story.switches[t]:
+    if switches[t]:
       canvas.triangle((left + (t + 0.5) * column, top - 1), min(10, max(column, 6)), _INK)
   now = left + time * column
   canvas.box((now, top, now + column, top + row * size), None, 0, _INK, 1.5)

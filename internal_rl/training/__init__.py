@@ -20,7 +20,7 @@ from internal_rl.training.mesh import (
   shard_population,
 )
 from internal_rl.training.metrics import MetricsWriter, read_jsonl
-from internal_rl.training.state import TrainState, adamw, apply_gradients, create
+from internal_rl.training.state import TrainState, apply_gradients, create, optimiser
 
 __all__ = [
   'EXIT_PREEMPTED',
@@ -32,12 +32,12 @@ __all__ = [
   'MetricsWriter',
   'Preempted',
   'TrainState',
-  'adamw',
   'apply_gradients',
   'create',
   'fit',
   'initialize_distributed',
   'make_mesh',
+  'optimiser',
   'read_jsonl',
   'read_metadata',
   'replicate',

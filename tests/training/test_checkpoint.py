@@ -29,7 +29,7 @@ def state(value):
     'rbg': jax.random.key(8, impl='rbg'),
     'none': None,
   }
-  return training.create(params, training.adamw(0.1), jax.random.key(9), extra)
+  return training.create(params, training.optimiser(0.1), jax.random.key(9), extra)
 
 
 def save(workdir, *steps, fingerprint=CONFIG):

@@ -85,7 +85,7 @@ def test_a_run_and_its_resumption_each_compile_one_call_once(tmp_path, populatio
     update = jax.vmap(update, in_axes=(0, None, 0))
     state = jax.vmap(toy.state)(jax.random.split(jax.random.key(0), 3))
   else:
-    state = state.replace(extra={'seen': jnp.asarray(0)})  # Of weak type, as Python's numbers are.
+    state = state.replace(extra=state.extra | {'seen': jnp.asarray(0.0)})  # Of weak type.
 
   def traced(*args):
     traces.append(1)
@@ -132,7 +132,7 @@ def test_metrics_are_read_one_call_late(tmp_path, monkeypatch):
 def test_the_initial_state_stays_valid_and_more_steps_go_on_from_the_last(tmp_path):
   target = jnp.ones((3, 2))
   params = {'dense': {'kernel': target, 'bias': jnp.ones(2)}}  # Shares its buffer with `frozen`.
-  state = training.create(params, toy.TX, jax.random.key(0), {'seen': jnp.zeros((), jnp.int32)})
+  state = training.create(params, toy.TX, jax.random.key(0), toy.state().extra)
   before = toy.host(state)
 
   def fit(workdir, steps):

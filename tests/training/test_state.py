@@ -46,7 +46,7 @@ GRADIENTS = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
   ],
 )
 def test_adamw_is_the_published_algorithm_and_decays_biases_too(options, rates):
-  tx = training.adamw(0.1, weight_decay=0.3, betas=(0.8, 0.95), **options)
+  tx = training.optimiser(0.1, weight_decay=0.3, betas=(0.8, 0.95), **options)
   expected = adamw_by_hand(GRADIENTS, rates, (0.8, 0.95), 0.3)
   state = train(tx, GRADIENTS)
   np.testing.assert_allclose(state.params['bias'], expected, rtol=1e-5)
@@ -56,7 +56,7 @@ def test_adamw_is_the_published_algorithm_and_decays_biases_too(options, rates):
 def test_gradients_are_clipped_by_their_global_norm():
   norms = np.linalg.norm(GRADIENTS, axis=1, keepdims=True)
   clipped = GRADIENTS * np.minimum(1.0, 0.5 / norms)
-  state = train(training.adamw(0.1, clip_norm=0.5), GRADIENTS)
+  state = train(training.optimiser(0.1, clip_norm=0.5), GRADIENTS)
   expected = adamw_by_hand(clipped, [0.1] * 8, (0.9, 0.999), 0.0)
   np.testing.assert_allclose(state.params['bias'], expected, rtol=1e-5)
 
@@ -73,19 +73,20 @@ def test_gradients_are_clipped_by_their_global_norm():
     ({'schedule': 'cosine'}, r'total_steps=0: must exceed warmup_steps \(0\)'),
     ({'warmup_steps': -1}, r'warmup_steps=-1'),
     ({'clip_norm': 0.0}, r'clip_norm=0.0: must be positive, or None'),
+    ({'kind': 'sgd'}, "kind='sgd': must be 'adamw' or 'muon'"),
   ],
 )
 def test_arguments_out_of_range_are_named(options, message):
   with pytest.raises(ValueError, match=message):
-    training.adamw(**{'learning_rate': 0.1, **options})
+    training.optimiser(**{'learning_rate': 0.1, **options})
 
 
 def test_an_old_style_key_is_refused():
   with pytest.raises(ValueError, match=r'key: must be a typed key, jax\.random\.key'):
-    training.create({}, training.adamw(0.1), jax.random.PRNGKey(0))
+    training.create({}, training.optimiser(0.1), jax.random.PRNGKey(0))
 
 
 def test_leaves_are_named_by_dotted_path():
-  state = training.create({'a': {'b': jnp.ones(1)}}, training.adamw(0.1), jax.random.key(0))
+  state = training.create({'a': {'b': jnp.ones(1)}}, training.optimiser(0.1), jax.random.key(0))
   names = set(state_lib.named_leaves(state))
   assert {'step', 'key', 'params.a.b', 'opt_state.0.mu.a.b', 'opt_state.0.count'} <= names

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from internal_rl import training
 
 STEPS = 24
-TX = training.adamw(0.05, weight_decay=0.01, schedule='cosine', total_steps=STEPS)
+TX = training.optimiser(0.05, weight_decay=0.01, schedule='cosine', total_steps=STEPS)
 CONFIG = training.FitConfig(
   steps=STEPS, updates_per_call=2, eval_every=4, checkpoint_every=4, best_metric='error'
 )
@@ -23,7 +23,7 @@ def frozen():
 def state(key=0):
   key = jax.random.key(key) if isinstance(key, int) else key
   params = {'dense': {'kernel': jnp.zeros((3, 2)), 'bias': jnp.zeros(2)}}
-  return training.create(params, TX, key, extra={'seen': jnp.zeros((), jnp.int32)})
+  return training.create(params, TX, key, {'seen': jnp.zeros(()), 'inputs': jnp.zeros((8, 3))})
 
 
 def loss(params, frozen, inputs):
@@ -35,7 +35,8 @@ def update(state, frozen, key, place=lambda batch: batch):
   inputs = place(jax.random.normal(key, (8, 3)))
   value, grads = jax.value_and_grad(loss)(state.params, frozen, inputs)
   state = training.apply_gradients(state, grads, TX)
-  return state.replace(extra={'seen': state.extra['seen'] + 8}), {'loss': value}
+  seen = state.extra['seen'] + jnp.sum(inputs**2)
+  return state.replace(extra={'seen': seen, 'inputs': inputs}), {'loss': value}
 
 
 def evaluate(state, frozen, key):

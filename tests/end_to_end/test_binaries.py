@@ -1,0 +1,88 @@
+"""Every stage's smoke config through its binary, as a user runs them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = '--config=configs/gridworld.py:smoke'
+
+
+def launch(stage, workdir, *flags):
+  command = [sys.executable, '-m', f'experiments.{stage}', CONFIG, f'--workdir={workdir}', *flags]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def result(workdir, *stage):
+  return json.loads(pathlib.Path(workdir, *stage, 'result.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """One run of the whole pipeline, which the tests of this file look at."""
+  path = tmp_path_factory.mktemp('smoke')
+  done = launch('pipeline', path)
+  assert done.returncode == 0, done.stderr[-4000:]
+  return path
+
+
+def test_pipeline_ends_in_a_summary_and_a_report(workdir):
+  summary = json.loads((workdir / 'summary.json').read_text())
+  wanted = {
+    'base_nll',
+    'bayes_nll',
+    'switch_f1',
+    'prior_success',
+    'internal_rl_success',
+    'raw_rl_success',
+    'episodes',
+    'seconds',
+  }
+  assert wanted <= set(summary)
+  assert summary['base_nll'] > summary['bayes_nll'] > 0
+  assert (workdir / 'report.html').stat().st_size > 10_000
+
+
+def test_results_say_how_to_make_them_again(workdir):
+  for stage in ('pretrain', 'probe', 'control', 'discover', 'reinforce/internal', 'evaluate'):
+    row = result(workdir, stage)
+    assert row['config']['preset'] == 'smoke'
+    assert {'seed', 'commit', 'device', 'date', 'seconds'} <= set(row)
+
+
+def test_finished_stages_are_skipped(workdir):
+  before = result(workdir, 'discover')
+  done = launch('pipeline', workdir)
+  assert done.returncode == 0, done.stderr[-4000:]
+  assert done.stderr.count('finished before, skipped') == 7
+  assert result(workdir, 'discover') == before
+
+
+def test_a_missing_prerequisite_names_the_command_that_makes_it(tmp_path):
+  done = launch('probe', tmp_path / 'empty')
+  assert done.returncode != 0
+  assert 'run: python -m experiments.pretrain --config=configs/gridworld.py:smoke' in done.stderr
+
+
+def test_another_config_is_refused_by_the_fields_that_differ(workdir):
+  done = launch('probe', workdir, '--config.model.width=32')
+  assert done.returncode != 0
+  assert 'model.width' in done.stderr
+
+
+def test_an_unknown_field_is_refused(tmp_path):
+  done = launch('pretrain', tmp_path, '--config.pretrain.learning_rat=1')
+  assert done.returncode != 0
+  assert 'learning_rat' in done.stderr
+
+
+def test_collected_demonstrations_can_be_trained_on(tmp_path):
+  done = launch('collect', tmp_path / 'data')
+  assert done.returncode == 0, done.stderr[-4000:]
+  flags = f'--config.data.directory={tmp_path / "data"}'
+  done = launch('pretrain', tmp_path / 'run', flags)
+  assert done.returncode == 0, done.stderr[-4000:]
+  assert result(tmp_path / 'run', 'pretrain')['nll'] > 0
