@@ -1,10 +1,10 @@
-"""Gridworld-pinpad, at four scales. Launch any stage, or all of them, with
+"""Gridworld-pinpad, at four scales.
 
   python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 
-'paper' is App. C of the paper, seed by seed; 'small' an hour or two of CPU or minutes of GPU;
-'quickstart' a quarter of an hour on two cores; 'smoke' seconds, to see that everything runs. Every field can
-be overridden from the command line, `--config.pretrain.batch=256`.
+'paper' is App. C of the paper; 'small' a few hours of CPU or minutes of GPU; 'quickstart' a quarter
+of an hour on two cores; 'smoke' seconds, to see that everything runs. Every field can be overridden
+from the command line, `--config.pretrain.batch=256`.
 """
 
 import ml_collections
@@ -168,11 +168,12 @@ def _small(config: ConfigDict) -> None:
   """A world in which colour pairs still have to mean goals: 5 x 5 cells, 6 colours in 4 pairs."""
   config.env.update(grid_size=5, num_objects=6, num_walls=1, time_limit=64, family='four_pairs')
   config.data.update(horizon=48)
-  config.model.update(width=128, num_blocks=4, mlp_width=256, init_scale=1.0, controlled_layer=2)
+  config.model.update(width=128, num_blocks=4, mlp_width=256, controlled_layer=2)
   config.pretrain.update(
     steps=20_000,
     batch=128,
-    learning_rate=1e-3,
+    optimiser='muon',
+    learning_rate=2e-2,
     schedule='cosine',
     warmup_steps=200,
     clip_norm=1.0,
@@ -216,18 +217,28 @@ def _small(config: ConfigDict) -> None:
 
 
 def _quickstart(config: ConfigDict) -> None:
-  """The smallest world that shows every phenomenon: 4 x 4 cells, 4 colours."""
+  """The smallest world that shows every phenomenon: 5 x 5 cells, 4 colours, no walls."""
   _small(config)
-  config.env.update(grid_size=4, num_objects=4, num_walls=1, time_limit=32, family='ant')
+  config.env.update(grid_size=5, num_objects=4, num_walls=0, time_limit=40, family='ant')
   config.data.update(horizon=24)
   config.model.update(width=64, num_blocks=4, mlp_width=128)
-  config.pretrain.update(steps=6000, learning_rate=3e-3)
+  config.pretrain.update(steps=5000, eval_every=500)
   config.probe.update(steps=300)
   config.control.update(steps=300, layers=(2,))
-  config.discover.update(steps=2000, alphas=(0.2,), alpha_delay=200, alpha_ramp=600, hard_steps=300)
+  config.discover.update(
+    steps=2400, alphas=(0.2,), alpha_delay=200, alpha_ramp=600, hard_steps=0, eval_every=400
+  )
   config.policy.update(width=64, mlp_width=128)
   config.reinforce.update(
-    steps=200, seeds=1, learning_rates=(1e-3,), raw_learning_rates=(1e-4,), time_limit=32
+    steps=150,
+    batch=1024,
+    seeds=1,
+    learning_rates=(3e-4,),
+    raw_learning_rates=(3e-5,),
+    time_limit=40,
+    max_decisions=20,
+    epochs=1,
+    minibatches=4,
   )
 
 

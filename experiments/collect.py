@@ -2,8 +2,8 @@
 
   python -m experiments.collect --config=configs/gridworld.py:quickstart --workdir=data/quickstart
 
-The gridworld's stages generate demonstrations as they train; `--config.data.directory=data/quickstart`
-makes them read these instead. `D` follows the expert with its noise, and `D_star` without.
+The gridworld's stages generate demonstrations as they train, unless
+`--config.data.directory=data/quickstart` makes them read these. `D` follows the expert with its noise, and `D_star` without.
 """
 
 import functools

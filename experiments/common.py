@@ -1,4 +1,4 @@
-"""What every stage's binary shares: flags, wiring from config to objects, results, prerequisites."""
+"""What every binary shares: flags, wiring from config to objects, results, prerequisites."""
 
 import datetime
 import functools
@@ -176,7 +176,7 @@ def key_for(config: Config, stage: str, *index: int) -> Key:
 
 
 def fingerprint(config: Config, *sections: str) -> dict[str, Any]:
-  """Returns what decides a stage's outcome, so that no checkpoint is continued with another config."""
+  """Returns what decides a stage's outcome: no checkpoint is continued with another."""
   plain = json.loads(config.to_json_best_effort())
   free = ('checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call')
   return {
@@ -192,6 +192,7 @@ def fingerprint(config: Config, *sections: str) -> dict[str, Any]:
 
 
 def stage_dir(workdir: str, *parts: str) -> str:
+  """Returns where a stage, or a part of it, lives."""
   return os.path.join(workdir, *parts)
 
 

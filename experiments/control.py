@@ -1,6 +1,6 @@
-"""One linear controller a subgoal, trained with labels, then switched on the truth (App. C.3, Fig. 4).
+"""Linear controllers trained with labels, then switched on the truth (App. C.3, Fig. 4).
 
-  python -m experiments.control --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+python -m experiments.control --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 """
 
 import time
@@ -38,9 +38,7 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
   num_subgoals = len(data.expert.env.family.subgoals)
   controller = Controller(config.model.width, num_subgoals, section.kind, section.rank)
   one_hot = lambda subgoals: jax.nn.one_hot(subgoals, num_subgoals)
-  lower = lambda base, batch: model.apply(
-    base, batch.inputs, layer, method=SequenceModel.lower
-  )
+  lower = lambda base, batch: model.apply(base, batch.inputs, layer, method=SequenceModel.lower)
 
   def nll(params, base, batch, e):
     controlled = e + controller.apply(params, one_hot(batch.subgoals), e)

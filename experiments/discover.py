@@ -2,8 +2,8 @@
 
   python -m experiments.discover --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 
-All strengths and seeds train side by side as one vmapped population on the same batches, so that the
-frozen lower half is computed once. `--config.discover.gate=open` is the forced-switch variant.
+All strengths and seeds train side by side as one vmapped population on the same batches, so that
+the frozen lower half is computed once. `--config.discover.gate=open` is the forced-switch variant.
 """
 
 import itertools
@@ -160,7 +160,9 @@ def _measure_member(config: common.Config, base: Params, params: Params) -> dict
     row |= {f'{name}_tolerance_{tolerance}': getattr(found, name) for name in names}
   row['true_switches'] = found.true_switches
   row['prior_success'] = prior_success(config, base, params)
-  logging.info('metacontroller: %s', {k: np.round(v, 4) for k, v in row.items() if k != 'prior_success'})
+  logging.info(
+    'metacontroller: %s', {k: np.round(v, 4) for k, v in row.items() if k != 'prior_success'}
+  )
   return {k: v if isinstance(v, dict) else float(v) for k, v in row.items()}
 
 
@@ -182,7 +184,10 @@ def prior_success(config: common.Config, base: Params, params: Params) -> dict[s
   tasks = common.task_batch(env, config.evaluate.batch)
   episodes = jax.jit(lambda frozen, key: rollout(fresh, frozen, key, tasks))
   return common.success_rate(
-    lambda k: episodes(Frozen(base, params), k), key, config.evaluate.episodes, config.evaluate.batch
+    lambda k: episodes(Frozen(base, params), k),
+    key,
+    config.evaluate.episodes,
+    config.evaluate.batch,
   )
 
 

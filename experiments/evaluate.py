@@ -1,6 +1,6 @@
 """Measures a run against its floors and ceilings, and what its codes mean.
 
-  python -m experiments.evaluate --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+python -m experiments.evaluate --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
 
 def _base_success(config, base, env) -> dict[str, float]:
-  """Success of actions sampled from the base model alone (claim of the main text: practically 0)."""
+  """Success of actions sampled from the base model alone: practically 0, says the main text."""
   rollout = BaseRollout(env, common.base_model(config))
   tasks = common.task_batch(env, config.evaluate.batch)
   episodes = jax.jit(lambda base, key: rollout(base, key, tasks))
@@ -89,7 +89,7 @@ def _replay_success(config, base, params, env) -> dict[str, float]:
 
 
 def _code_meaning(config, base, params) -> dict[str, dict[str, float]]:
-  """What is linearly decodable from mu at the first step of each subgoal, beside the chance level."""
+  """What is linearly decodable from mu at the first step of each subgoal, beside chance."""
   expert, model = common.clean_expert(config), common.base_model(config)
   env = expert.env
 

@@ -1,6 +1,6 @@
 """Pretrains the base sequence model on demonstrations (App. D.1, Eq. 5; Tables A4 and A5).
 
-  python -m experiments.pretrain --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+python -m experiments.pretrain --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 """
 
 import os
@@ -52,8 +52,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     return state, {'loss': loss, 'nll': action, 'observation_nll': observation}
 
   def evaluate(state, frozen, key):
-    # Floor and model on the same episodes, so that their difference is known far better than either.
-    episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
+    # Floor and model on the same episodes, so that their difference is known far better than
+    either.episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
     beliefs = bayes.beliefs(expert, episodes)
     action, observation = losses(model, state.params, expert.observations(episodes))
     floor = masked_mean(beliefs.bayes_nll, beliefs.mask)
@@ -75,7 +75,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     evaluate=evaluate,
     fingerprint=common.fingerprint(config, 'pretrain'),
   )
-  rows = [row for row in metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl')) if 'eval/nll' in row]
+  rows = [
+    row for row in metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl')) if 'eval/nll' in row
+  ]
   params = common.base_params(config, workdir)
   key = common.key_for(config, 'pretrain final')
   final = jax.jit(evaluate)(state.replace(params=params), None, key)

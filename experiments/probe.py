@@ -1,6 +1,6 @@
-"""Is the subgoal linearly decodable from the frozen residual stream? (App. C.2, Figs. 3 and A1)
+"""Asks whether the frozen residual stream names the subgoal (App. C.2, Figs. 3 and A1).
 
-  python -m experiments.probe --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+python -m experiments.probe --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 """
 
 import time
@@ -25,9 +25,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   base = common.base_params(config, workdir)
   probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
-  residuals = lambda base, batch: model.apply(
-    base, batch.inputs, method=SequenceModel.residuals
-  )
+  residuals = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.residuals)
   key = common.key_for(config, 'probe')
   example = residuals(base, data.sample((), jax.random.key(0), 1))
   state = state_lib.create(probes.init(key, example), tx, key)
@@ -47,7 +45,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   def evaluate(state, frozen, key):
     episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
     batch = expert.observations(episodes)
-    correct = probes.apply(state.params, residuals(frozen[0], batch)).argmax(-1) == batch.subgoals[None]
+    correct = (
+      probes.apply(state.params, residuals(frozen[0], batch)).argmax(-1) == batch.subgoals[None]
+    )
     beliefs = bayes.beliefs(expert, episodes)
     by_step = lambda correct: (correct & batch.mask).sum(0) / batch.mask.sum(0)
     return {

@@ -1,7 +1,8 @@
-"""Internal RL on the unseen task with sparse reward; with --raw, RL on the base's own actions (App. C.5).
+"""Internal RL on the unseen task with sparse reward, or RL on raw actions (App. C.5).
 
-  python -m experiments.reinforce --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
-  python -m experiments.reinforce --raw --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+C='--config=configs/gridworld.py:quickstart --workdir=runs/quickstart'
+python -m experiments.reinforce $C
+python -m experiments.reinforce $C --raw
 """
 
 import functools
@@ -38,7 +39,7 @@ def evaluate_codes(
 
 
 def run(config: common.Config, workdir: str, method: str = 'internal') -> dict[str, Any]:
-  """Trains every learning rate and seed of one method; reports curves and the best learning rate."""
+  """Trains every learning rate and seed of one method; reports the best rate."""
   started, section = time.time(), config.reinforce
   if method not in METHODS:
     raise ValueError(f'method={method!r}: must be one of {METHODS}')

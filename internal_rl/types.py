@@ -37,8 +37,8 @@ class Trajectories:
     mask: True on the steps that were acted on. A row that is False throughout carries no weight.
     subgoals: ground-truth subgoal in force when `a_t` was chosen. For analysis and for the labelled
       controllers of App. C.3 only: no other model ever sees it.
-    segments: how many subgoals were completed before that one; it steps up where a new subgoal begins,
-      also where the same one is asked for again. For analysis only.
+    segments: how many subgoals were completed before that one; it steps up where a new subgoal
+      begins, also where the same one is asked for again. For analysis only.
     tasks: index of each episode's task.
   """
 

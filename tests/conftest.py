@@ -26,9 +26,12 @@ hypothesis.settings.register_profile('internal_rl', deadline=None, derandomize=T
 hypothesis.settings.load_profile('internal_rl')
 
 
+_CHECK = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # an int is a float
+
+
 def check_calls(function):
   """Checks annotations at each call, save where jax rebuilds a dataclass from whatever leaves."""
-  return function if function.__name__ == '__init__' else beartype.beartype(function)
+  return function if function.__name__ == '__init__' else _CHECK(function)
 
 
 # Must precede the first import of the package.

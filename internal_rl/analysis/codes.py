@@ -1,4 +1,4 @@
-"""What does a code mean: a goal, a place, or the next move? (App. B.3.2)"""
+"""What a code means: a goal, a place, or the next move (App. B.3.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def by_segment(
   mask: Bool[Array, 'b t'],
   num_segments: int,
 ) -> Float[Array, 'b s z']:
-  """Returns what `values` were at the first step of each subgoal of an episode; 0 if it had none."""
+  """Returns what `values` were at the first step of each subgoal; 0 for those not reached."""
   which = jax.nn.one_hot(segments, num_segments, dtype=bool)
   starts = first_steps(segments, mask)[..., None] & which
   return jnp.einsum('bts,btz->bsz', starts.astype(values.dtype), values)
@@ -31,7 +31,8 @@ def decodability(
   num_classes: int,
   steps: int = 300,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Returns how well a linear classifier reads `labels` off `codes`, and the majority class's share.
+  """Returns how well a linear classifier reads `labels` off `codes`, and the majority class's
+  share.
 
   Trained on the first half of the rows and scored on the second; rows of weight 0 do not count.
   """

@@ -1,4 +1,4 @@
-"""Do the metacontroller's switches fall where the subgoal changes? (Figs. 6 and A3)
+"""Whether the metacontroller switches where the subgoal changes (Figs. 6 and A3).
 
 The first step of an episode is left out throughout: nothing can change there.
 """

@@ -1,7 +1,7 @@
 """Acting with the base model: its own samples, or steered by a function of the residual stream.
 
-Serves closed-loop evaluation of labelled controllers (App. C.3), random sampling from the base model,
-and the rollouts of raw-action RL (App. C.5.3).
+Serves closed-loop evaluation of labelled controllers (App. C.3), random sampling from the base
+model, and the rollouts of raw-action RL (App. C.5.3).
 """
 
 import dataclasses
@@ -81,8 +81,8 @@ class BaseRollout:
       params: of the base model.
       key: consumed.
       tasks: index of each episode's task.
-      steer: `(environment state, e) -> e^`, applied to the stream at `layer` at every raw step. Only
-        analyses may look at the state's ground truth.
+      steer: `(environment state, e) -> e^`, applied to the stream at `layer` at every raw step.
+        Only analyses may look at the state's ground truth.
     """
     reset_key, sampling_key = jax.random.split(key)
     reset_keys = jax.random.split(reset_key, tasks.shape[0])

@@ -1,8 +1,8 @@
 """Linear controllers of the residual stream, `U e` (App. C.3; App. D.2, Eqs. 17-18).
 
 A controller matrix is a combination of learned matrices with the entries of a `basis` vector as
-weights. With a one-hot basis there is one matrix for each label (App. C.3); with the hidden layer of
-the hypernetwork as basis it is `U_t = f_hyp(z_t)` (App. D.2). `U` itself is never built: a
+weights. With a one-hot basis there is one matrix for each label (App. C.3); with the hidden layer
+of the hypernetwork as basis it is `U_t = f_hyp(z_t)` (App. D.2). `U` itself is never built: a
 `[batch, time, width, width]` tensor would be gigabytes. Both forms contract the basis with products
 of `e` and the learned weights instead.
 """
@@ -51,9 +51,7 @@ class Controller(nn.Module):
       self.read = self.param('read', init, (*size, self.rank))
       self.write = self.param('write', init, (self.basis_size, self.rank, self.width))
 
-  def __call__(
-    self, basis: Float[Array, '*b k'], e: Float[Array, '*b d']
-  ) -> Float[Array, '*b d']:
+  def __call__(self, basis: Float[Array, '*b k'], e: Float[Array, '*b d']) -> Float[Array, '*b d']:
     """Returns `U e`."""
     outer = lambda x: (basis[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], -1)
     if self.kind == 'full':

@@ -1,4 +1,4 @@
-"""Linear probes of the residual stream: is the subgoal decodable? (App. C.2, Figs. 3 and A1)"""
+"""Linear probes: is the subgoal decodable from the residual stream (App. C.2, Figs. 3, A1)."""
 
 import flax.linen as nn
 import jax
@@ -32,4 +32,3 @@ def cross_entropy(
   """Returns each layer's mean cross-entropy, nats a step."""
   chosen = jax.nn.log_softmax(logits) * jax.nn.one_hot(subgoals, logits.shape[-1])[None]
   return -(chosen.sum(-1) * mask[None]).sum((1, 2)) / jnp.maximum(mask.sum(), 1)
-

@@ -38,7 +38,7 @@ class Demonstrations:
     return jax.tree.map(jnp.asarray, dataset.take(jnp.arange(len(dataset))))
 
   def sample(self, store: Any, key: Key, batch: int) -> Trajectories:
-    """Returns a batch, a pure function of the key: from `load`'s store, or fresh from the expert."""
+    """Returns a batch, a pure function of the key: stored ones if there are any."""
     if not isinstance(store, Episodes):
       return self.expert.sample(key, batch, self.horizon)
     rows: Int[Array, ' b'] = jax.random.randint(key, (batch,), 0, store.tasks.shape[0])

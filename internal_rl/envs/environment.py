@@ -18,7 +18,10 @@ class Environment(Protocol):
   so far) and `time` (raw steps taken).
   """
 
-  time_limit: int
+  @property
+  def time_limit(self) -> int:
+    """Raw steps after which an episode ends."""
+    ...
 
   @property
   def tasks(self) -> tasks_lib.Tasks:

@@ -40,8 +40,8 @@ class State:
 class Gridworld:
   """A grid with coloured cells to be visited in the order that a task asks for.
 
-  Four moves (north, south, west, east); moving into a wall or off the grid does nothing. The paper's
-  world is `grid_size=7, num_objects=8, num_walls=4, time_limit=100` (App. A.1).
+  Four moves (north, south, west, east); moving into a wall or off the grid does nothing. The
+  paper's world is `grid_size=7, num_objects=8, num_walls=4, time_limit=100` (App. A.1).
 
   Attributes:
     grid_size: side of the grid, `G`.
@@ -67,7 +67,7 @@ class Gridworld:
     needed = self.num_objects + self.num_walls + 1
     if needed > cells:
       raise ValueError(
-        f'env.grid_size={self.grid_size}: {needed} objects, walls and agent do not fit {cells} cells'
+        f'env.grid_size={self.grid_size}: {needed} objects, walls and agent for {cells} cells'
       )
     if self.num_objects < self.family.num_colours:
       raise ValueError(

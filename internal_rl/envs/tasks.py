@@ -21,6 +21,7 @@ TABLE_A2 = (
   ('1-3-1', '1-3-2', '2-0-2', '2-0-3', '2-1-3', '3-1-0', '3-1-3', '3-2-0'),
 )
 
+
 @struct.dataclass
 class Tasks:
   """Tasks as arrays, padded with -1: what a jitted environment reads.

@@ -27,9 +27,7 @@ class Decoder(nn.Module):
   def setup(self):
     self.layer = nn.Dense(self.hidden)
     # One more entry in the basis is the bias of the hypernetwork's output.
-    self.controller = Controller(
-      self.width, self.hidden + 1, self.kind, self.rank, self.init_scale
-    )
+    self.controller = Controller(self.width, self.hidden + 1, self.kind, self.rank, self.init_scale)
 
   def basis(self, z: Float[Array, '*b z']) -> Float[Array, '*b k']:
     """Returns the controller of code `z`, as weights of the learned matrices."""

@@ -25,9 +25,7 @@ class SequenceEmbedder(nn.Module):
   summary: str = 'last'
 
   @nn.compact
-  def __call__(
-    self, e: Float[Array, 'b t d'], mask: Bool[Array, 'b t']
-  ) -> Float[Array, 'b t s']:
+  def __call__(self, e: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t s']:
     """Returns `s` at every step, the same at all of them unless `summary` is 'per_step'."""
     if self.summary not in SUMMARIES:
       raise ValueError(f'embedder.summary={self.summary!r}: must be one of {SUMMARIES}')

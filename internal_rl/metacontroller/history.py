@@ -1,7 +1,6 @@
 """The metacontroller's causal memory, `h_t = GRU(e_t, h_{t-1})` (App. D.2, Eq. 11)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

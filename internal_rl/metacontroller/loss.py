@@ -38,16 +38,16 @@ def objective(
 ) -> Terms:
   """Returns `-log p(a_t | o_{1:t}, z_{1:t}) + alpha KL(N(mu_t, Sigma_t) || N(0, I))`, averaged.
 
-  Eq. 9 sums over time; dividing by the number of steps only rescales the gradient, to which AdamW is
-  indifferent, and makes the terms readable as nats per step.
+  Eq. 9 sums over time; dividing by the number of steps only rescales the gradient, to which AdamW
+  is indifferent, and makes the terms readable as nats per step.
 
   Args:
     log_prob: log-likelihood of the demonstrated actions under control.
     codes: the metacontroller's inference.
     mask: True on real steps.
     alpha: KL strength.
-    kl_weight: 'all' charges every step in full; 'gated' weighs a step by its beta, so that a proposal
-      which the gate ignores is free. The paper leaves it open.
+    kl_weight: 'all' charges every step in full; 'gated' weighs a step by its beta, so that a
+      proposal which the gate ignores is free. The paper leaves it open.
   """
   if kl_weight not in KL_WEIGHTS:
     raise ValueError(f'discover.kl_weight={kl_weight!r}: must be one of {KL_WEIGHTS}')

@@ -158,9 +158,7 @@ class Metacontroller(nn.Module):
       z, first = carry
       proposal, evidence, noise = inputs
       logit = module.switch.logit(evidence, z)
-      beta = gate(
-        logit, gate_mode, noise, module.temperature, hardness, module.threshold
-      )
+      beta = gate(logit, gate_mode, noise, module.temperature, hardness, module.threshold)
       beta = jnp.where(first, 1.0, beta) if module.first_gate == 'open' else beta
       z = beta * proposal + (1 - beta) * z
       return (z, jnp.array(False)), (z, beta)

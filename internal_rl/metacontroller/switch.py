@@ -53,8 +53,8 @@ def gate(
 
   Args:
     logit: the switch's output.
-    mode: 'soft' for the sigmoid (Eq. 15); 'gumbel' for a relaxed Bernoulli sample (App. C.6); 'open'
-      for beta = 1 everywhere (App. C.4.1).
+    mode: 'soft' for the sigmoid (Eq. 15); 'gumbel' for a relaxed Bernoulli sample (App. C.6);
+      'open' for beta = 1 everywhere (App. C.4.1).
     noise: logistic noise, for 'gumbel'.
     temperature: of the relaxation, for 'gumbel'.
     hardness: 0 for the value itself, 1 for its threshold, as internal RL will use it (App. C.5);

@@ -145,9 +145,7 @@ class InternalEnvironment:
     return state, beta.mean() >= self.threshold, timestep.reward
 
   def _lower(self, frozen: Frozen, carry, observation):
-    return self.model.apply(
-      frozen.base, carry, observation[None], method=SequenceModel.lower_step
-    )
+    return self.model.apply(frozen.base, carry, observation[None], method=SequenceModel.lower_step)
 
   def _switch(self, frozen: Frozen, carry: SwitchCarry, e, z):
     return self.metacontroller.apply(

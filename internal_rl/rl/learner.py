@@ -19,7 +19,8 @@ class LearnerConfig:
 
   Attributes:
     epochs: passes over each batch; the paper leaves it open.
-    minibatches: gradient steps a pass, each on a random part of the batch; the paper leaves it open.
+    minibatches: gradient steps a pass, each on a random part of the batch; the paper leaves it
+      open.
     clip: clip range of the probability ratio; the paper leaves it open.
     entropy_coefficient: weight of the entropy bonus, 0 in App. C.5.
   """
@@ -57,7 +58,8 @@ def learn(
     evaluate: `(params, batch) -> (log_prob, entropy)` of the recorded decisions, `[b, m]` each.
     params: the policy that took the decisions.
     opt_state: the optimiser's state.
-    batch: a dataclass of arrays with the leading axis `b`, among them `log_prob`, `mask`, `returns`.
+    batch: a dataclass of arrays with the leading axis `b`, among them `log_prob`, `mask`,
+      `returns`.
     key: consumed; the order of the minibatches.
 
   Returns:

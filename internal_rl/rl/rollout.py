@@ -1,9 +1,9 @@
 """Internal RL's rollouts, batched: Algorithm 1 flattened over raw time (App. C.5).
 
-`internal_env` is the definition. Here a whole batch takes raw steps together and each episode asks the
-policy for a code only where its own switch fires, so that no episode waits for another. Decisions are
-written to the front of `[batch, max_decisions]` buffers, so that the policy's update costs decisions
-(about ten an episode), not raw steps.
+`internal_env` is the definition. Here a whole batch takes raw steps together and each episode asks
+the policy for a code only where its own switch fires, so that no episode waits for another.
+Decisions are written to the front of `[batch, max_decisions]` buffers, so that the policy's update
+costs decisions (about ten an episode), not raw steps.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """What is trained, and the one optimiser that every stage trains it with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,8 +75,8 @@ def optimiser(
 ) -> optax.GradientTransformation:
   """AdamW as in every table of the paper (Tables A3 to A14), or Muon where steps are dear.
 
-  Weight decay falls on all parameters, biases and normalisation scales too. That is optax's default;
-  the paper names no exception. As usual the decay is multiplied by the learning rate.
+  Weight decay falls on all parameters, biases and normalisation scales too. That is optax's
+  default; the paper names no exception. As usual the decay is multiplied by the learning rate.
 
   Args:
     learning_rate: peak learning rate.
@@ -85,7 +85,8 @@ def optimiser(
     weight_decay: decoupled weight decay.
     betas: decay rates of the first and second moment; of AdamW, and of what Muon leaves to it.
     schedule: 'constant' (the paper's), or 'cosine', which ends at 0 after `total_steps`.
-    warmup_steps: updates of linear warm-up from 0, so that the very first update is null; 0 for none.
+    warmup_steps: updates of linear warm-up from 0, so that the very first update is null; 0 for
+      none.
     total_steps: length of the run, warm-up included; only 'cosine' reads it.
     clip_norm: global gradient norm to clip to; None leaves gradients alone.
 
@@ -96,7 +97,10 @@ def optimiser(
   _require(kind in ('adamw', 'muon'), 'kind', kind, "must be 'adamw' or 'muon'")
   _require(weight_decay >= 0, 'weight_decay', weight_decay, 'must not be negative')
   _require(
-    len(betas) == 2 and all(0 <= beta < 1 for beta in betas), 'betas', betas, 'must be two in [0, 1)'
+    len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+    'betas',
+    betas,
+    'must be two in [0, 1)',
   )
   _require(warmup_steps >= 0, 'warmup_steps', warmup_steps, 'must not be negative')
   _require(clip_norm is None or clip_norm > 0, 'clip_norm', clip_norm, 'must be positive, or None')

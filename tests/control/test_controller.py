@@ -26,9 +26,7 @@ def test_factored_product_is_the_dense_product_in_value_and_gradient(kind):
     u = controller.apply(params, basis, method='matrix')
     return (u @ e[..., None])[..., 0]
 
-  np.testing.assert_allclose(
-    controller.apply(params, basis, e), dense(params, basis, e), atol=1e-5
-  )
+  np.testing.assert_allclose(controller.apply(params, basis, e), dense(params, basis, e), atol=1e-5)
   weights = jnp.cos(jnp.arange(e.size).reshape(e.shape))
   gradient = lambda f: jax.grad(lambda *args: (weights * f(*args)).sum(), (0, 1, 2))
   fast, slow = gradient(controller.apply)(params, basis, e), gradient(dense)(params, basis, e)
