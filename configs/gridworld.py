@@ -7,19 +7,21 @@ of an hour on two cores; 'smoke' seconds, to see that everything runs. Every fie
 from the command line, `--config.pretrain.batch=256`.
 """
 
-import ml_collections
-
-ConfigDict = ml_collections.ConfigDict
+from ml_collections import ConfigDict
 
 
 def get_config(preset: str = 'quickstart') -> ConfigDict:
   """Returns the config of one scale: 'paper', 'small', 'quickstart' or 'smoke'."""
-  presets = {'paper': _paper, 'small': _small, 'quickstart': _quickstart, 'smoke': _smoke}
+  presets = {
+    'paper': lambda config: None,
+    'small': _small,
+    'quickstart': _quickstart,
+    'smoke': _smoke,
+  }
   if preset not in presets:
     raise ValueError(f'config preset {preset!r}: must be one of {", ".join(presets)}')
   config = _paper()
-  if preset != 'paper':
-    presets[preset](config)
+  presets[preset](config)
   config.preset = preset
   return config
 
@@ -222,7 +224,7 @@ def _quickstart(config: ConfigDict) -> None:
   config.env.update(grid_size=5, num_objects=4, num_walls=0, time_limit=40, family='ant')
   config.data.update(horizon=24)
   config.model.update(width=64, num_blocks=4, mlp_width=128)
-  config.pretrain.update(steps=5000, eval_every=500)
+  config.pretrain.update(steps=10_000)
   config.probe.update(steps=300)
   config.control.update(steps=300, layers=(2,))
   config.discover.update(

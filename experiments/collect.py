@@ -3,7 +3,8 @@
   python -m experiments.collect --config=configs/gridworld.py:quickstart --workdir=data/quickstart
 
 The gridworld's stages generate demonstrations as they train, unless
-`--config.data.directory=data/quickstart` makes them read these. `D` follows the expert with its noise, and `D_star` without.
+`--config.data.directory=data/quickstart` makes them read these. `D` follows the
+expert with its noise, and `D_star` without.
 """
 
 import functools

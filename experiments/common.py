@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import app, flags, logging
+from ml_collections import ConfigDict as Config
 from ml_collections import config_flags
 
 from internal_rl.data.demonstrations import Demonstrations
@@ -29,7 +29,6 @@ from internal_rl.training import checkpoint, loop, mesh
 from internal_rl.training import state as state_lib
 from internal_rl.types import Key, Params
 
-Config = ml_collections.ConfigDict
 Run = Callable[[Config, str], Mapping[str, Any]]
 STORES = {False: 'D', True: 'D_star'}
 

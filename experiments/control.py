@@ -62,28 +62,37 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     frozen=(base, store),
     fingerprint=common.fingerprint(config, 'pretrain', 'control'),
   )
-  row = {'layer': layer}
+  row: dict[str, Any] = {'layer': layer}
   batch = data.sample((), jax.random.fold_in(key, 1), section.eval_batch)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
   for name, env in (
     ('pretraining', common.environment(config)),
     ('post_training', common.post_training_environment(config)),
   ):
-    rollout = BaseRollout(env, model, layer)
-    tasks = common.task_batch(env, config.evaluate.batch)
-
-    @jax.jit
-    def episodes(base, params, key, rollout=rollout, tasks=tasks):
-      steer = lambda s, e: e + controller.apply(params, one_hot(s.subgoal), e)
-      return rollout(base, key, tasks, steer)
-
-    row[name] = common.success_rate(
-      lambda key, episodes=episodes: episodes(base, state.params, key),
-      jax.random.fold_in(key, 2),
-      config.evaluate.episodes,
-      config.evaluate.batch,
-    )
+    row[name] = _closed_loop(config, env, controller, state.params, base, layer, key)
   return row
+
+
+def _closed_loop(
+  config: common.Config, env, controller: Controller, params, base, layer: int, key
+) -> dict[str, float]:
+  """Success on the tasks of `env`, with the controller of the true subgoal at every raw step."""
+  rollout = BaseRollout(env, common.base_model(config), layer)
+  tasks = common.task_batch(env, config.evaluate.batch)
+  num_subgoals = len(env.family.subgoals)
+
+  @jax.jit
+  def episodes(base, params, key):
+    one_hot = lambda state: jax.nn.one_hot(state.subgoal, num_subgoals)
+    steer = lambda state, e: e + controller.apply(params, one_hot(state), e)
+    return rollout(base, key, tasks, steer)
+
+  return common.success_rate(
+    lambda key: episodes(base, params, key),
+    jax.random.fold_in(key, 2),
+    config.evaluate.episodes,
+    config.evaluate.batch,
+  )
 
 
 if __name__ == '__main__':

@@ -77,8 +77,8 @@ def _replay_success(config, base, params, env) -> dict[str, float]:
       z = jnp.take_along_axis(by_segment, segment[:, None, None], 1)[:, 0]
       return module.apply(params, z, e, method=Metacontroller.control)
 
-    start = jax.vmap(env.start)(episodes.layout, episodes.tasks)
-    return rollout.run(base, action_key, *start, steer)
+    state, timestep = jax.vmap(env.start)(episodes.layout, episodes.tasks)
+    return rollout.run(base, action_key, state, timestep, steer)
 
   return common.success_rate(
     lambda k: replay(base, params, k),

@@ -6,6 +6,7 @@ python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdi
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -26,14 +27,11 @@ STAGES = {
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Runs what is not finished yet, then writes `summary.json`, the figures and `report.html`."""
   started = time.time()
-  results = {}
+  results: dict[str, Mapping[str, Any]] = {}
   for stage, run_stage in STAGES.items():
-    results[stage] = common.read_result(workdir, *stage.split('/'))
-    if results[stage] is None:
-      logging.info('%s: starting', stage)
-      results[stage] = run_stage(config, workdir)
-    else:
-      logging.info('%s: finished before, skipped', stage)
+    finished = common.read_result(workdir, *stage.split('/'))
+    logging.info('%s: %s', stage, 'starting' if finished is None else 'finished before, skipped')
+    results[stage] = run_stage(config, workdir) if finished is None else finished
   summary = {
     'base_nll': results['pretrain']['nll'],
     'bayes_nll': results['pretrain']['bayes_nll'],

@@ -53,7 +53,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
   def evaluate(state, frozen, key):
     # Floor and model on the same episodes, so that their difference is known far better than
-    either.episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
+    # either.
+    episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
     beliefs = bayes.beliefs(expert, episodes)
     action, observation = losses(model, state.params, expert.observations(episodes))
     floor = masked_mean(beliefs.bayes_nll, beliefs.mask)

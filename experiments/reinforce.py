@@ -5,9 +5,11 @@ python -m experiments.reinforce $C
 python -m experiments.reinforce $C --raw
 """
 
+import dataclasses
 import functools
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,11 +25,9 @@ from internal_rl.rl.policy import CodePolicy
 from internal_rl.rl.rollout import Decisions, InternalRollout
 from internal_rl.training import loop, metrics
 from internal_rl.training import state as state_lib
-from internal_rl.types import Params
+from internal_rl.types import Key, Params
 
 _RAW = flags.DEFINE_bool('raw', False, 'Reinforce the raw actions of the base model instead.')
-
-METHODS = ('internal', 'raw')
 
 
 def evaluate_codes(
@@ -42,7 +42,7 @@ def run(config: common.Config, workdir: str, method: str = 'internal') -> dict[s
   """Trains every learning rate and seed of one method; reports the best rate."""
   started, section = time.time(), config.reinforce
   if method not in METHODS:
-    raise ValueError(f'method={method!r}: must be one of {METHODS}')
+    raise ValueError(f'method={method!r}: must be one of {sorted(METHODS)}')
   rates = section.learning_rates if method == 'internal' else section.raw_learning_rates
   runs = [
     _run_one(config, workdir, method, rate, seed) for rate in rates for seed in range(section.seeds)
@@ -62,32 +62,65 @@ def run(config: common.Config, workdir: str, method: str = 'internal') -> dict[s
   return common.write_result(config, directory, values, started)
 
 
-def _run_one(
-  config: common.Config, workdir: str, method: str, rate: float, seed: int
-) -> dict[str, Any]:
-  section = config.reinforce
-  env, model = common.post_training_environment(config), common.base_model(config)
-  base = common.base_params(config, workdir)
-  key = common.key_for(config, method, seed)
-  if method == 'internal':
-    policy = common.policy(config)
-    rollout = InternalRollout(
-      env,
-      model,
-      common.metacontroller(config),
-      policy,
-      config.metacontroller.threshold,
-      section.max_decisions,
-      forced=config.discover.gate == 'open',
-    )
-    frozen = Frozen(base, common.metacontroller_params(config, workdir))
-    params = policy.init(key, jnp.zeros((1, 1, config.model.width)))
-    play, score = rollout, functools.partial(evaluate_codes, policy)
-  else:
-    rollout, frozen, params = BaseRollout(env, model), (), base
-    play = lambda params, frozen, key, tasks: rollout(params, key, tasks)
-    score = functools.partial(raw_rl.evaluate, model)
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What differs between reinforcing codes and reinforcing raw actions.
 
+  Attributes:
+    play: `(params, frozen, key, tasks) -> episodes`.
+    score: `(params, episodes) -> (log-probability, entropy)` of every decision.
+    params: what is trained, at the start.
+    frozen: what is not.
+  """
+
+  play: Callable[[Params, Any, Key, Any], Any]
+  score: learner.Evaluate
+  params: Params
+  frozen: Any
+
+
+def _internal(config: common.Config, workdir: str, key: Key) -> Method:
+  policy = common.policy(config)
+  rollout = InternalRollout(
+    common.post_training_environment(config),
+    common.base_model(config),
+    common.metacontroller(config),
+    policy,
+    config.metacontroller.threshold,
+    config.reinforce.max_decisions,
+    forced=config.discover.gate == 'open',
+  )
+  return Method(
+    play=rollout,
+    score=functools.partial(evaluate_codes, policy),
+    params=policy.init(key, jnp.zeros((1, 1, config.model.width))),
+    frozen=Frozen(
+      common.base_params(config, workdir), common.metacontroller_params(config, workdir)
+    ),
+  )
+
+
+def _raw(config: common.Config, workdir: str, key: Key) -> Method:
+  del key
+  model = common.base_model(config)
+  rollout = BaseRollout(common.post_training_environment(config), model)
+  return Method(
+    play=lambda params, frozen, key, tasks: rollout(params, key, tasks),
+    score=functools.partial(raw_rl.evaluate, model),
+    params=common.base_params(config, workdir),
+    frozen=(),
+  )
+
+
+METHODS = {'internal': _internal, 'raw': _raw}
+
+
+def _run_one(
+  config: common.Config, workdir: str, name: str, rate: float, seed: int
+) -> dict[str, Any]:
+  section, env = config.reinforce, common.post_training_environment(config)
+  key = common.key_for(config, name, seed)
+  method = METHODS[name](config, workdir, key)
   tx = common.optimiser(section, rate)
   how = learner.LearnerConfig(
     section.epochs, section.minibatches, section.clip, section.entropy_coefficient
@@ -96,24 +129,24 @@ def _run_one(
   def update(state, frozen, key):
     rollout_key, learn_key = jax.random.split(key)
     tasks = common.task_batch(env, section.batch)
-    batch = play(state.params, frozen, rollout_key, tasks)
+    batch = method.play(state.params, frozen, rollout_key, tasks)
     params, opt_state, row = learner.learn(
-      how, tx, score, state.params, state.opt_state, batch.replace(final=None), learn_key
+      how, tx, method.score, state.params, state.opt_state, batch.replace(final=None), learn_key
     )
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     return state, {**row, **learner.rollout_metrics(batch)}
 
   def evaluate(state, frozen, key):
     tasks = common.task_batch(env, section.eval_batch)
-    return learner.rollout_metrics(play(state.params, frozen, key, tasks))
+    return learner.rollout_metrics(method.play(state.params, frozen, key, tasks))
 
-  directory = common.stage_dir(workdir, 'reinforce', method, f'lr_{rate:g}_seed_{seed}')
+  directory = common.stage_dir(workdir, 'reinforce', name, f'lr_{rate:g}_seed_{seed}')
   state = loop.fit(
     update,
-    state_lib.create(params, tx, key),
+    state_lib.create(method.params, tx, key),
     common.fit_config(section, progress_metrics=('success',)),
     directory,
-    frozen=frozen,
+    frozen=method.frozen,
     evaluate=evaluate,
     fingerprint={
       **common.fingerprint(config, 'pretrain', 'metacontroller', 'policy', 'reinforce'),
@@ -127,9 +160,9 @@ def _run_one(
     if 'train/success' in row
   ]
   tasks = common.task_batch(env, config.evaluate.batch)
-  episodes = jax.jit(lambda params, frozen, key: play(params, frozen, key, tasks))
+  episodes = jax.jit(lambda params, frozen, key: method.play(params, frozen, key, tasks))
   final = common.success_rate(
-    lambda k: episodes(state.params, frozen, k),
+    lambda k: episodes(state.params, method.frozen, k),
     jax.random.fold_in(key, 1),
     config.evaluate.episodes,
     config.evaluate.batch,

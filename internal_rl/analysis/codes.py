@@ -31,8 +31,7 @@ def decodability(
   num_classes: int,
   steps: int = 300,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Returns how well a linear classifier reads `labels` off `codes`, and the majority class's
-  share.
+  """Returns a linear classifier's accuracy at reading `labels` off `codes`, and the majority's.
 
   Trained on the first half of the rows and scored on the second; rows of weight 0 do not count.
   """

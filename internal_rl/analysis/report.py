@@ -226,7 +226,7 @@ def scale(config: Mapping[str, Any]) -> str:
 
 def _image(picture: Picture) -> str:
   image = Image.open(io.BytesIO(picture.data))
-  kind = image.format.lower()
+  kind = str(image.format).lower()
   # Plots have twice the pixels, for sharp screens; on a narrow one they scroll rather than shrink.
   width, name = (image.width // 2, 'plot') if kind == 'png' else (image.width, 'animation')
   data = base64.b64encode(picture.data).decode()

@@ -53,13 +53,10 @@ def alignment(
   detected: Bool[Array, 'b t'], true: Bool[Array, 'b t'], tolerance: int = 0
 ) -> Alignment:
   """Pairs detected with true switches, one to one and at most `tolerance` steps apart."""
-  detected, true = np.asarray(detected), np.asarray(true)
-  pairs = sum(
-    _pairs(np.flatnonzero(left), np.flatnonzero(right), tolerance)
-    for left, right in zip(detected, true, strict=True)
-  )
-  precision = pairs / max(detected.sum(), 1)
-  recall = pairs / max(true.sum(), 1)
+  episodes = zip(np.asarray(detected), np.asarray(true), strict=True)
+  pairs = sum(_pairs(np.flatnonzero(a), np.flatnonzero(b), tolerance) for a, b in episodes)
+  precision = pairs / max(int(detected.sum()), 1)
+  recall = pairs / max(int(true.sum()), 1)
   return Alignment(
     precision=float(precision),
     recall=float(recall),

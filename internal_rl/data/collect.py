@@ -4,6 +4,7 @@ No file of a finished shard is ever written again, and the manifest lists finish
 interrupted collection resumes exactly.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -52,7 +53,7 @@ def collect(
     _check(leaves, manifest['shards'])
     manifest['shards'].append(_write_shard(directory, index, leaves))
     text = json.dumps(manifest, indent=1).encode()
-    _write(directory / MANIFEST, lambda stream, text=text: stream.write(text))
+    _write(directory / MANIFEST, functools.partial(_write_bytes, text))
 
 
 def _resume(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _write_shard(
   fields = {}
   for name, leaf in leaves.items():
     path = directory / f'{index:05d}.{name}.npy'
-    _write(path, lambda stream, leaf=leaf: np.save(stream, leaf))
+    _write(path, functools.partial(_write_array, leaf))
     fields[name] = {
       'file': path.name,
       'dtype': leaf.dtype.str,
@@ -101,6 +102,14 @@ def _write_shard(
       'sha256': checksum(path),
     }
   return {'episodes': len(next(iter(leaves.values()))), 'fields': fields}
+
+
+def _write_bytes(data: bytes, stream: Any) -> None:
+  stream.write(data)
+
+
+def _write_array(array: np.ndarray, stream: Any) -> None:
+  np.save(stream, array)
 
 
 def _write(path: pathlib.Path, write: Callable[[Any], Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from internal_rl.data.dataset import Dataset
@@ -35,7 +36,7 @@ class Demonstrations:
       return ()
     like = jax.eval_shape(lambda key: self.expert.rollout(key, 1, self.horizon), jax.random.key(0))
     dataset = Dataset.open(os.path.expanduser(directory), like)
-    return jax.tree.map(jnp.asarray, dataset.take(jnp.arange(len(dataset))))
+    return jax.tree.map(jnp.asarray, dataset.take(np.arange(len(dataset))))
 
   def sample(self, store: Any, key: Key, batch: int) -> Trajectories:
     """Returns a batch, a pure function of the key: stored ones if there are any."""

@@ -93,10 +93,11 @@ class _Canvas:
 
   def text(self, position, text, size, fill=_INK, anchor='lm'):
     font = ImageFont.load_default(size * _OVERSAMPLING)
-    self._draw.text(self._scaled(position), text, fill, font, anchor)
+    x, y = self._scaled(position)
+    self._draw.text((x, y), text, fill, font, anchor)
 
   def paste(self, image: Image.Image, left: int, top: int):
-    size = tuple(side * _OVERSAMPLING for side in image.size)
+    size = (image.width * _OVERSAMPLING, image.height * _OVERSAMPLING)
     place = (left * _OVERSAMPLING, top * _OVERSAMPLING)
     self._image.paste(image.resize(size, Image.Resampling.NEAREST), place)
 
@@ -106,8 +107,8 @@ class _Canvas:
 
 def _readable_on(colour: int) -> str:
   """Black or white, whichever stands out from a colour of the palette."""
-  bright = ImageColor.getcolor(PALETTE[colour % len(PALETTE)], 'L') > 110
-  return _INK if bright else _PAPER
+  red, green, blue = ImageColor.getrgb(PALETTE[colour % len(PALETTE)])[:3]
+  return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else _PAPER
 
 
 def gridworld_pictures(

@@ -160,7 +160,7 @@ class SequenceModel(nn.Module, kw_only=True):
       'dtype': self.dtype,
     }
     if self.kind == 'transformer':
-      block = TransformerBlock
+      block: type[nn.Module] = TransformerBlock
       kwargs['relative_buckets'] = self.relative_buckets
       kwargs['relative_max_distance'] = self.relative_max_distance
     elif self.kind == 'hawk':

@@ -91,8 +91,8 @@ def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(start, undisturbed, t
 def test_a_signal_saves_and_exits_with_the_code_that_asks_for_another_run(
   start, undisturbed, tmp_path, number
 ):
-  process = start(toy.run, tmp_path)
-  wait_for((tmp_path / 'latest').exists, process)
+  process = start(toy.run_saving_at_the_end, tmp_path)
+  wait_for((tmp_path / 'best' / '4').exists, process)
   os.kill(process.pid, number)
   process.join(SECONDS)
   assert process.exitcode == training.EXIT_PREEMPTED

@@ -1,6 +1,7 @@
 """A run of well under a second of arithmetic, with every feature of `fit`, that tests can kill."""
 
 import contextlib
+import dataclasses
 import pathlib
 
 import jax
@@ -54,6 +55,10 @@ def run(workdir, config=CONFIG, update=update):
     evaluate=evaluate,
     fingerprint=FINGERPRINT,
   )
+
+
+def run_saving_at_the_end(workdir):
+  run(workdir, dataclasses.replace(CONFIG, checkpoint_every=0))
 
 
 def run_long(workdir):
