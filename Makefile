@@ -2,13 +2,14 @@
 #   make quickstart EXTRAS=dev,cuda      on an NVIDIA GPU
 #   make test ARGS='-k gridworld'        some of the tests
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint bench rivals clean
 
 EXTRAS ?= dev
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready-$(EXTRAS)
+RIVALS := .venv-rivals
 SUITED := sys.version_info >= (3, 11)
 
 help:  ## list the targets
@@ -28,8 +29,11 @@ lint: $(READY)  ## style and types
 bench: $(READY)  ## speed of the hot paths
 	$(BIN)/python -m experiments.benchmark $(ARGS)
 
-clean:  ## remove .venv and caches; runs/ and data/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+rivals: $(RIVALS)/xminigrid/ready $(RIVALS)/navix/ready $(RIVALS)/torch/ready  ## our speed beside other libraries'
+	$(BIN)/python -m experiments.benchmark --rivals=$(RIVALS) --rows='env_steps|pretrain' --out=results/rivals.json $(ARGS)
+
+clean:  ## remove environments and caches; runs/ and data/ stay
+	rm -rf $(VENV) $(RIVALS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): setup.py
@@ -44,3 +48,9 @@ $(READY): setup.py
 	exit 1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
+
+# One that cannot be installed is left out, and the comparison says so.
+$(RIVALS)/%/ready: $(READY) experiments/rivals.py
+	$(BIN)/python -m venv --clear $(@D)
+	@echo '*' > $(RIVALS)/.gitignore
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python experiments/rivals.py $* --requirement) && touch $@ || echo 'Left out: $*'

@@ -232,14 +232,14 @@ def _quickstart(config: ConfigDict) -> None:
   )
   config.policy.update(width=64, mlp_width=128)
   config.reinforce.update(
-    steps=150,
+    steps=100,
     batch=1024,
     seeds=1,
-    learning_rates=(3e-4,),
-    raw_learning_rates=(3e-5,),
-    time_limit=40,
+    learning_rates=(3e-4, 1e-3),
+    raw_learning_rates=(3e-5, 3e-4),
+    time_limit=32,
     max_decisions=20,
-    epochs=1,
+    epochs=2,
     minibatches=4,
   )
 

@@ -3,6 +3,7 @@
 The recurrence runs only forwards, so right-padded sequences need no mask.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -79,14 +80,62 @@ class TemporalConv(nn.Module):
     return window[:, 1:], jnp.sum(window * self.w[None], axis=1) + self.b[None]
 
 
+@jax.custom_vjp
 def linear_recurrence(a: Float[Array, 'b t d'], x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
-  """Returns `h_t = a_t h_{t-1} + x_t` with `h_0 = 0`, in O(log t) parallel steps."""
+  """Returns `h_t = a_t h_{t-1} + x_t` with `h_0 = 0`.
+
+  Its derivative is the same recurrence backwards in time, which spares the backward pass the
+  intermediate levels of the parallel scan.
+  """
+  return _recur(a, x)
+
+
+def _recur(a, x, reverse=False):
+  # A CPU takes 2.5 times as long for the parallel scan as for the loop, and 5 times to compile it.
+  return jax.lax.platform_dependent(
+    a,
+    x,
+    cpu=functools.partial(sequential_scan, reverse=reverse),
+    default=functools.partial(associative_scan, reverse=reverse),
+  )
+
+
+def associative_scan(a, x, reverse=False):
+  """Solves the recurrence in O(log t) parallel steps."""
 
   def combine(left, right):
     (a_left, h_left), (a_right, h_right) = left, right
     return a_left * a_right, a_right * h_left + h_right
 
-  return jax.lax.associative_scan(combine, (a, x), axis=1)[1]
+  return jax.lax.associative_scan(combine, (a, x), axis=1, reverse=reverse)[1]
+
+
+def sequential_scan(a, x, reverse=False):
+  """Solves the recurrence in t steps."""
+
+  def step(h, inputs):
+    a, x = inputs
+    h = a * h + x
+    return h, h
+
+  inputs = (a.swapaxes(0, 1), x.swapaxes(0, 1))
+  return jax.lax.scan(step, jnp.zeros_like(x[:, 0]), inputs, reverse=reverse)[1].swapaxes(0, 1)
+
+
+def _recurrence_forward(a, x):
+  h = _recur(a, x)
+  return h, (a, h)
+
+
+def _recurrence_backward(residuals, grad_h):
+  a, h = residuals
+  decay_to_next = jnp.pad(a[:, 1:], ((0, 0), (0, 1), (0, 0)))
+  grad_x = _recur(decay_to_next, grad_h, reverse=True)
+  previous = jnp.pad(h[:, :-1], ((0, 0), (1, 0), (0, 0)))
+  return grad_x * previous, grad_x
+
+
+linear_recurrence.defvjp(_recurrence_forward, _recurrence_backward)
 
 
 class RGLRU(nn.Module):

@@ -79,10 +79,10 @@ class CausalAttention(nn.Module):
     buckets = relative_buckets(length, self.relative_buckets, self.relative_max_distance)
     return self.relative_bias[buckets]
 
-  def _project(self, x: Float[Array, 'b *t d']) -> Float[Array, 'three b h *t k']:
-    """Returns queries, keys and values with the heads before time, so that products are batched."""
-    heads = self.query_key_value(x).reshape(*x.shape[:-1], 3, self.num_heads, -1)
-    return jnp.moveaxis(heads, (-3, -2), (0, 2))
+  def _project(self, x: Float[Array, 'b t d']) -> Float[Array, 'qkv b h t k']:
+    """Returns queries, keys and values, with heads before time so that products are batched."""
+    heads = self.query_key_value(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
+    return heads.transpose(2, 0, 3, 1, 4)
 
   def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
     length = x.shape[1]

@@ -67,7 +67,7 @@ def optimiser(
   *,
   kind: str = 'adamw',
   weight_decay: float = 0.0,
-  betas: tuple[float, float] = (0.9, 0.999),
+  betas: tuple[float, ...] = (0.9, 0.999),
   schedule: str = 'constant',
   warmup_steps: int = 0,
   total_steps: int = 0,

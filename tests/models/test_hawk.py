@@ -9,36 +9,56 @@ import pytest
 import recurrentgemma.jax as reference
 
 from internal_rl.models import HawkBlock
-from internal_rl.models.hawk import RGLRU, TemporalConv, linear_recurrence
+from internal_rl.models.hawk import (
+  RGLRU,
+  TemporalConv,
+  associative_scan,
+  linear_recurrence,
+  sequential_scan,
+)
 
 WIDTH, HEADS, LENGTH = 16, 4, 21
 
 
-def _sequential(a, x):
-  """`h_t = a_t h_{t-1} + x_t`, one time step after the other."""
-
-  def step(h, inputs):
-    h = inputs[0] * h + inputs[1]
-    return h, h
-
-  inputs = (a.swapaxes(0, 1), x.swapaxes(0, 1))
-  return jax.lax.scan(step, jnp.zeros_like(x[:, 0]), inputs)[1].swapaxes(0, 1)
-
-
-@pytest.mark.parametrize('length', [1, 2, 16, 27])
-def test_recurrence_equals_a_loop_in_value_and_gradient(length):
+def _inputs(length):
   key_a, key_x, key_w = jax.random.split(jax.random.key(0), 3)
   a = jax.random.uniform(key_a, (3, length, 5))
   x, weights = (jax.random.normal(key, (3, length, 5)) for key in (key_x, key_w))
+  return a, x, weights
+
+
+def _literal(a, x):
+  """Row by row in numpy; returns `h`."""
+  h = np.zeros_like(x)
+  for t in range(x.shape[1]):
+    h[:, t] = a[:, t] * (h[:, t - 1] if t else 0) + x[:, t]
+  return h
+
+
+@pytest.mark.parametrize('length', [1, 2, 27])
+@pytest.mark.parametrize('scan', [associative_scan, sequential_scan])
+def test_every_scan_equals_a_loop_forwards_and_backwards_in_time(scan, length):
+  a, x, _ = (np.asarray(y, np.float64) for y in _inputs(length))
+  scan = jax.jit(scan, static_argnames='reverse')
+  np.testing.assert_allclose(scan(jnp.array(a), jnp.array(x)), _literal(a, x), atol=1e-5)
+  backwards = scan(jnp.array(a), jnp.array(x), reverse=True)
+  np.testing.assert_allclose(backwards, _literal(a[:, ::-1], x[:, ::-1])[:, ::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize('length', [1, 2, 27])
+def test_recurrence_equals_either_scan_in_value_and_gradient(length):
+  a, x, weights = _inputs(length)
 
   def value_and_pullback(recurrence):
     value, pullback = jax.vjp(recurrence, a, x)
     return value, pullback(weights)
 
-  actual, expected = (
-    jax.jit(functools.partial(value_and_pullback, f))() for f in (linear_recurrence, _sequential)
+  actual, *expected = (
+    jax.jit(functools.partial(value_and_pullback, f))()
+    for f in (linear_recurrence, sequential_scan, associative_scan)
   )
-  jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, atol=1e-5), actual, expected)
+  for other in expected:
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, atol=1e-5), actual, other)
 
 
 def _rg_lru():

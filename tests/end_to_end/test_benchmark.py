@@ -1,0 +1,133 @@
+"""The benchmark: its binary on the smoke config, its arithmetic on clocks that are known."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs.gridworld import get_config
+from experiments import benchmark, benchmark_cases, rivals
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def launch(out, *flags):
+  command = [sys.executable, '-m', 'experiments.benchmark', '--config=configs/gridworld.py:smoke']
+  command += [f'--out={out}', '--seconds=0.05', *flags]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+  """Two cheap rows at batch 8, and at 7, which two minibatches cannot share."""
+  out = tmp_path_factory.mktemp('benchmark') / 'results' / 'benchmark.json'
+  done = launch(out, '--batches=8,7', '--rows=env_.*|policy_update')
+  assert done.returncode == 0, done.stderr[-4000:]
+  return json.loads(out.read_text()), done.stdout
+
+
+def test_every_row_says_its_speed_and_how_it_was_measured(measured):
+  result, table = measured
+  names = {(row['row'], row['batch']) for row in result['rows']}
+  assert names == {(r, b) for r in ('env_steps', 'env_reset', 'policy_update') for b in (8, 7)}
+  for row in result['rows']:
+    assert row['row'] in table
+    if 'error' not in row:
+      assert row['calls'] >= benchmark.MIN_CALLS
+      assert min(row['per_second'], row['compile_seconds']) > 0
+      fastest, slowest = row['seconds_range']
+      assert 0 < fastest <= row['seconds'] <= slowest
+  steps = next(row for row in result['rows'] if row['row'] == 'env_steps' and row['batch'] == 8)
+  time_limit = result['config']['env']['time_limit']
+  assert steps['per_second'] * steps['seconds'] == pytest.approx(8 * time_limit)
+
+
+def test_the_file_says_where_and_with_what_it_was_made(measured):
+  result, _ = measured
+  assert {'device', 'jax', 'commit', 'date', 'config'} <= set(result)
+  assert result['config']['preset'] == 'smoke'
+
+
+def test_a_row_that_fails_is_recorded_and_the_others_go_on(measured):
+  result, table = measured
+  failed = [row for row in result['rows'] if 'error' in row]
+  assert [(row['row'], row['batch']) for row in failed] == [('policy_update', 7)]
+  assert 'reinforce.minibatches=2' in failed[0]['error']
+  assert 'failed: ValueError: reinforce.minibatches=2' in table
+
+
+def test_rows_that_do_not_exist_are_refused_by_name(tmp_path):
+  done = launch(tmp_path / 'out.json', '--rows=env')
+  assert done.returncode != 0
+  assert '--rows=env: must match one of env_steps, ' in done.stderr
+
+
+class Clock:
+  """A row that takes so many seconds, and counts its calls in a log that all share."""
+
+  def __init__(self, name, seconds, log, items=10):
+    self.facts = {'unit': 'steps', 'items': items, 'compile_seconds': 1.0}
+    self.call = name, seconds, log
+
+  def __call__(self, key):
+    name, seconds, log = self.call
+    log.append((name, int(jax.random.bits(key))))
+    if seconds is None:
+      raise MemoryError('out of memory\nand a long story')
+    return seconds
+
+
+def measure_clocks(log, seconds=0.0, **clocks):
+  makers = {name: lambda n=name, t=t: Clock(n, t, log) for name, t in clocks.items()}
+  return {row['row']: row for row in benchmark.measure(makers, seconds, jax.random.key(0))}
+
+
+def test_rows_of_a_group_take_turns_on_fresh_inputs_and_are_compared_with_the_first():
+  log = []
+  rows = measure_clocks(log, ours=0.5, theirs=1.5)
+  assert [name for name, _ in log] == ['ours', 'theirs'] * benchmark.MIN_CALLS
+  assert len({inputs for name, inputs in log if name == 'ours'}) == benchmark.MIN_CALLS
+  assert rows['ours']['per_second'] == pytest.approx(20)
+  assert rows['theirs']['reference'] == 'ours'
+  assert rows['theirs']['behind'] == pytest.approx(3)
+
+
+def test_calls_go_on_until_the_time_is_used():
+  log = []
+  rows = measure_clocks(log, seconds=5.0, quick=0.5, slow=4.0)
+  assert rows['quick']['calls'] == 10
+  assert rows['slow']['calls'] == benchmark.MIN_CALLS
+
+
+def test_a_row_that_fails_midway_costs_the_others_nothing():
+  log = []
+  rows = measure_clocks(log, first=None, second=0.5)
+  assert rows['first'] == {'row': 'first', 'error': 'MemoryError: out of memory'}
+  assert rows['second']['calls'] == benchmark.MIN_CALLS
+  assert 'behind' not in rows['second']
+
+
+def test_decoding_with_a_cache_and_from_the_whole_past_is_the_same_work():
+  cases = benchmark_cases.decode(get_config('smoke'), 3)
+  cached, recompute = cases['decode_cached'], cases['decode_recompute']
+  arguments = cached.inputs(jax.random.key(0))
+  fast, slow = jax.jit(cached.function)(*arguments), jax.jit(recompute.function)(*arguments)
+  assert fast.shape == slow.shape
+  assert np.ptp(fast) > 0
+  np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rival_that_is_not_installed_says_how_to_install_it(tmp_path):
+  with pytest.raises(FileNotFoundError, match='run: make rivals'):
+    rivals.Worker('navix', str(tmp_path), {})
+  python = tmp_path / 'navix' / 'bin' / 'python'
+  python.parent.mkdir(parents=True)
+  # Away from its pyvenv.cfg, the interpreter has its standard library and nothing else of ours.
+  python.symlink_to(os.path.realpath(sys.executable))
+  with pytest.raises(RuntimeError, match="-m pip install 'navix>=0.7'"):
+    rivals.Worker('navix', str(tmp_path), {})
