@@ -131,7 +131,7 @@ def _paper() -> ConfigDict:
   config.discover.seeds = 1
   config.discover.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
   config.discover.kl_weight = 'all'  # [open] or 'gated'
-  # [open] alpha is 0 for the first updates, then grows linearly to its value.
+  # [open] alpha is 0 for so many updates, then grows linearly to its value over so many more.
   config.discover.alpha_delay = 0
   config.discover.alpha_ramp = 0
   config.discover.hard_steps = 0  # [open] last updates, with the gate thresholded
@@ -147,12 +147,12 @@ def _paper() -> ConfigDict:
   config.reinforce = _stage(
     steps=100_000,
     batch=1024,
-    learning_rate=3e-5,
     eval_every=1000,
     eval_batch=1024,
     checkpoint_every=1000,
     updates_per_call=10,
   )
+  del config.reinforce.learning_rate
   config.reinforce.learning_rates = (3e-5,)  # one run each; the paper scans 3e-6 to 3e-4
   config.reinforce.raw_learning_rates = (3e-5,)
   config.reinforce.seeds = 1
@@ -195,7 +195,7 @@ def _small(config: ConfigDict) -> None:
     weight_decay=0.0,
     alphas=(0.05, 0.1, 0.17),
     alpha_delay=500,
-    alpha_ramp=1500,
+    alpha_ramp=1000,
     hard_steps=1000,
     eval_every=500,
     checkpoint_every=500,
@@ -228,7 +228,7 @@ def _quickstart(config: ConfigDict) -> None:
   config.probe.update(steps=300)
   config.control.update(steps=300, layers=(2,))
   config.discover.update(
-    steps=2400, alphas=(0.2,), alpha_delay=200, alpha_ramp=600, hard_steps=0, eval_every=400
+    steps=2400, alphas=(0.2,), alpha_delay=200, alpha_ramp=400, hard_steps=0, eval_every=400
   )
   config.policy.update(width=64, mlp_width=128)
   config.reinforce.update(

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import jax
 from absl import app, flags, logging
 
-from experiments import benchmark_cases, common, rivals
+from experiments import artifacts, benchmark_cases, common, rivals
 from experiments.benchmark_cases import Case
 
 _BATCHES = flags.DEFINE_list('batches', ['64', '1024'], 'Batch sizes.')
@@ -122,7 +122,7 @@ def measure(makers: dict[str, Callable[[], Timer]], seconds: float, key: jax.Arr
       if taken is not None:
         times[name].append(taken)
 
-  rows = [
+  rows: list[Row] = [
     {'row': name, 'error': errors[name]}
     if name in errors
     else {'row': name, **_summary(timers[name].facts, times[name])}
@@ -158,12 +158,12 @@ def makers_of(
   """Returns what compiles the rows of a group, our own first."""
   cases = benchmark_cases.GROUPS[group](config, batch)
   makers: dict[str, Callable[[], Timer]] = {
-    name: lambda case=case: CompiledCase(case, key) for name, case in cases.items()
+    name: functools.partial(CompiledCase, case, key) for name, case in cases.items()
   }
   if rivals_dir:
     shapes = benchmark_cases.shapes(config, batch)
     for rival in rivals.BY_GROUP.get(group, ()):
-      makers[rival] = lambda rival=rival: Rival(rival, rivals_dir, shapes)
+      makers[rival] = functools.partial(Rival, rival, rivals_dir, shapes)
   return makers
 
 
@@ -200,7 +200,7 @@ def run(config: common.Config, batches: list[int], pattern: str) -> list[Row]:
       try:
         makers = makers_of(config, group, batch, key, _RIVALS.value)
       except Exception as error:  # a model that does not even fit is a row that failed
-        makers = {group: lambda error=error: _raise(error)}
+        makers = {group: functools.partial(_raise, error)}
       measured = measure(makers, _SECONDS.value, key)
       rows += [{'group': group, 'batch': batch, **row} for row in measured]
       del makers
@@ -219,15 +219,12 @@ def write(config: common.Config, rows: list[Row]) -> None:
     'device': f'{jax.devices()[0].device_kind} x {jax.device_count()}',
     'cpus': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
     'jax': jax.__version__,
-    'commit': common._commit(),
+    'commit': artifacts.commit(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'rows': rows,
     'config': json.loads(config.to_json_best_effort()),
   }
-  os.makedirs(os.path.dirname(os.path.abspath(_OUT.value)), exist_ok=True)
-  with open(_OUT.value + '.tmp', 'w') as file:
-    json.dump(result, file, indent=1)
-  os.replace(_OUT.value + '.tmp', _OUT.value)
+  artifacts.write_json(os.path.abspath(_OUT.value), result)
 
 
 def main(argv: list[str]) -> None:

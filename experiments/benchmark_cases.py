@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments import common, discover, pretrain, reinforce
 from internal_rl.metacontroller import loss as loss_lib
+from internal_rl.metacontroller.metacontroller import Metacontroller
 from internal_rl.models.sequence_model import Carry, SequenceModel
 from internal_rl.rl import learner
 from internal_rl.rl.internal_env import Frozen
@@ -78,7 +79,8 @@ def _base_params(config: common.Config) -> Params:
 def _metacontroller_params(config: common.Config, key: jax.Array) -> Params:
   e = jnp.zeros((1, config.data.horizon, config.model.width))
   mask = jnp.ones(e.shape[:2], bool)
-  return common.metacontroller(config).init(key, e, mask, key, method=discover.initialise)
+  module = common.metacontroller(config)
+  return module.init(key, e, mask, key, method=Metacontroller.touch_everything)
 
 
 def env_steps(config: common.Config, batch: int) -> Cases:

@@ -8,14 +8,13 @@ expert with its noise, and `D_star` without.
 """
 
 import functools
-import json
 import os
 import time
 from typing import Any
 
 import jax
 
-from experiments import common
+from experiments import artifacts, common
 from internal_rl.data.collect import collect
 from internal_rl.data.dataset import Dataset
 
@@ -28,21 +27,21 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       f'data.episodes={section.episodes}: must be a multiple of data.episodes_per_shard '
       f'({section.episodes_per_shard})'
     )
-  plain = json.loads(config.to_json_best_effort())
-  values = {}
-  for name, demonstrator in (('D', common.expert(config)), ('D_star', common.clean_expert(config))):
+  values: dict[str, Any] = {}
+  for clean, name in common.STORES.items():
+    source, _ = common.demonstrations(config, clean)
     rollout = functools.partial(
-      demonstrator.rollout, batch=section.episodes_per_shard, horizon=section.horizon
+      source.expert.rollout, batch=section.episodes_per_shard, horizon=source.horizon
     )
     directory = os.path.join(workdir, name)
-    described = {key: plain[key] for key in ('env', 'data')} | {'epsilon': demonstrator.epsilon}
-    described['data'].pop('directory'), described['data'].pop('episodes')
     num_shards = section.episodes // section.episodes_per_shard
-    collect(directory, jax.jit(rollout), num_shards, config.seed, described)
+    # Two seeds: without noise, the same one would give the same episodes twice.
+    seed = 2 * config.seed + clean
+    collect(directory, jax.jit(rollout), num_shards, seed, common.described(source))
     dataset = Dataset.open(directory)
     dataset.verify()
     values[name] = {'episodes': len(dataset)}
-  return common.write_result(config, workdir, values, started)
+  return artifacts.write_result(config, workdir, '', values, started)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,10 @@
-"""What every binary shares: flags, wiring from config to objects, results, prerequisites."""
+"""What every binary shares: its flags, and the wiring from config to objects."""
 
-import datetime
+import dataclasses
 import functools
 import json
 import os
-import subprocess
-import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,9 +24,10 @@ from internal_rl.metacontroller.metacontroller import Metacontroller
 from internal_rl.models.heads import BernoulliHead, CategoricalGridHead, CategoricalHead
 from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.policy import CodePolicy
-from internal_rl.training import checkpoint, loop, mesh
+from internal_rl.rl.rollout import InternalRollout
+from internal_rl.training import loop
 from internal_rl.training import state as state_lib
-from internal_rl.types import Key, Params
+from internal_rl.types import Key
 
 Run = Callable[[Config, str], Mapping[str, Any]]
 STORES = {False: 'D', True: 'D_star'}
@@ -36,7 +36,6 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', 'configs/gridworld.py:quickstart', 'FILE:PRESET, see configs/.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where this run reads and writes everything.')
-_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Call jax.distributed.initialize() first.')
 
 
 def main(run: Run) -> None:
@@ -46,7 +45,6 @@ def main(run: Run) -> None:
   def start(argv):
     if len(argv) > 1:
       raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-    mesh.initialize_distributed(_DISTRIBUTED.value)
     logging.get_absl_handler().addFilter(_is_ours)
     run(_CONFIG.value, _WORKDIR.value)
 
@@ -98,7 +96,17 @@ def demonstrations(config: Config, clean: bool = False) -> tuple[Demonstrations,
   demonstrator = clean_expert(config) if clean else expert(config)
   source = Demonstrations(demonstrator, config.data.horizon)
   directory = config.data.directory
-  return source, source.load(directory and os.path.join(directory, STORES[clean]))
+  if not directory:
+    return source, ()
+  return source, source.load(os.path.join(directory, STORES[clean]), described(source))
+
+
+def described(source: Demonstrations) -> dict[str, Any]:
+  """Returns what a store records of how it was made."""
+  env = dataclasses.asdict(source.expert.env)
+  return json.loads(
+    json.dumps({'env': env, 'epsilon': source.expert.epsilon, 'horizon': source.horizon})
+  )
 
 
 def base_model(config: Config) -> SequenceModel:
@@ -144,15 +152,15 @@ def policy(config: Config) -> CodePolicy:
   return CodePolicy(code_size=config.metacontroller.code_size, **config.policy)
 
 
-def optimiser(section: Config, learning_rate: float | None = None):
-  """Returns a stage's optimiser."""
+def optimiser(section: Config, learning_rate: float | None = None, gradient_steps: int = 1):
+  """Returns a stage's optimiser; `gradient_steps` is how many of its steps make up one update."""
   return state_lib.optimiser(
     section.learning_rate if learning_rate is None else learning_rate,
     kind=section.optimiser,
     weight_decay=section.weight_decay,
     schedule=section.schedule,
-    warmup_steps=section.warmup_steps,
-    total_steps=section.steps,
+    warmup_steps=section.warmup_steps * gradient_steps,
+    total_steps=section.steps * gradient_steps,
     clip_norm=section.clip_norm or None,
   )
 
@@ -168,120 +176,56 @@ def fit_config(section: Config, evaluated: bool = True, **kwargs) -> loop.FitCon
   )
 
 
-def key_for(config: Config, stage: str, *index: int) -> Key:
-  """Returns the key of a stage (and of its run `index`), a function of the config's seed alone."""
-  stream = int.from_bytes(stage.encode()[:4], 'little') % 2**31
-  return functools.reduce(jax.random.fold_in, (stream, *index), jax.random.key(config.seed))
+def key_for(config: Config, *stream: str | int) -> Key:
+  """Returns the key of a stream such as ('control', layer, 'final').
 
-
-def fingerprint(config: Config, *sections: str) -> dict[str, Any]:
-  """Returns what decides a stage's outcome: no checkpoint is continued with another."""
-  plain = json.loads(config.to_json_best_effort())
-  free = ('checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call')
-  return {
-    'seed': config.seed,
-    **{
-      name: {k: v for k, v in plain[name].items() if k not in free}
-      for name in ('env', 'expert', 'model', *sections)
-    },
-  }
-
-
-# Prerequisites and results.
-
-
-def stage_dir(workdir: str, *parts: str) -> str:
-  """Returns where a stage, or a part of it, lives."""
-  return os.path.join(workdir, *parts)
-
-
-def command(config: Config, workdir: str, stage: str) -> str:
-  """Returns the command that runs `stage`."""
-  return (
-    f'python -m experiments.{stage} --config=configs/{config.env.kind}.py:{config.preset} '
-    f'--workdir={workdir}'
-  )
-
-
-def base_params(config: Config, workdir: str) -> Params:
-  """Restores the pretrained model, or says which command makes it."""
-  return checkpoint.restore_params(
-    stage_dir(workdir, 'pretrain'),
-    expect=fingerprint(config, 'pretrain'),
-    hint='run: ' + command(config, workdir, 'pretrain'),
-  )
-
-
-def metacontroller_params(config: Config, workdir: str) -> Params:
-  """Restores the metacontroller that `discover` selected, or says which command makes it."""
-  return checkpoint.restore_params(
-    stage_dir(workdir, 'discover', 'selected'),
-    hint='run: ' + command(config, workdir, 'discover'),
-  )
-
-
-def read_result(workdir: str, *parts: str) -> dict[str, Any] | None:
-  """Returns what a stage wrote, or None."""
-  path = os.path.join(workdir, *parts, 'result.json')
-  if not os.path.exists(path):
-    return None
-  with open(path) as file:
-    return json.load(file)
-
-
-def write_result(
-  config: Config, directory: str, values: Mapping[str, Any], started: float
-) -> dict[str, Any]:
-  """Writes a stage's `result.json` with everything needed to make it again; replaces it at once.
-
-  Args:
-    config: the whole config.
-    directory: the stage's.
-    values: numbers, arrays and curves.
-    started: `time.time()` at the start of the stage.
+  A function of the config's seed and the stream's name alone. Streams are independent: no key of
+  one can be folded or split into a key of another.
   """
-  result = {
-    **jax.tree.map(_plain, dict(values)),
-    'seed': config.seed,
-    'commit': _commit(),
-    'device': f'{jax.devices()[0].device_kind} x {jax.device_count()}',
-    'jax': jax.__version__,
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'seconds': round(time.time() - started, 1),
-    'config': json.loads(config.to_json_best_effort()),
-  }
-  os.makedirs(directory, exist_ok=True)
-  path = os.path.join(directory, 'result.json')
-  with open(path + '.tmp', 'w') as file:
-    json.dump(result, file, indent=1)
-  os.replace(path + '.tmp', path)
-  shown = {k: v for k, v in result.items() if isinstance(v, (int, float))}
-  logging.info('%s: %s', path, ' '.join(f'{k}={v:.4g}' for k, v in shown.items()))
-  return result
+  numbers = (zlib.crc32(repr(part).encode()) for part in stream)
+  return functools.reduce(jax.random.fold_in, numbers, jax.random.key(config.seed))
 
 
-def _plain(value: Any) -> Any:
-  if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-    return np.asarray(value).tolist()
-  return value
-
-
-def _commit() -> str:
-  here = os.path.dirname(os.path.abspath(__file__))
-  git = ['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12']
-  done = subprocess.run(git, capture_output=True, text=True, check=False)
-  return done.stdout.strip() or 'unknown'
+def internal_rollout(
+  config: Config, env: Environment, policy: CodePolicy, max_decisions: int | None = None
+) -> InternalRollout:
+  """Returns internal RL's rollout; with open gates (App. C.4.1) it decides at every raw step."""
+  forced = config.discover.gate == 'open'
+  return InternalRollout(
+    env,
+    base_model(config),
+    metacontroller(config),
+    policy,
+    config.metacontroller.threshold,
+    # Every raw step is a decision then, and all of them have to be learnt from.
+    max_decisions=None if forced else max_decisions,
+    forced=forced,
+  )
 
 
 def success_rate(
   run: Callable[[Key], Any], key: Key, episodes: int, batch: int
 ) -> dict[str, float]:
-  """Runs batches of episodes until there are `episodes`; returns success and its standard error."""
-  returns = np.concatenate(
-    [np.asarray(run(k).returns) for k in jax.random.split(key, -(-episodes // batch))]
-  )
-  error = float(returns.std() / np.sqrt(len(returns)))
-  return {'success': float(returns.mean()), 'error': error, 'episodes': len(returns)}
+  """Runs batches of episodes until there are `episodes`, and counts successes.
+
+  Returns:
+    `success`, the share; `low` and `high`, its 95 % Wilson interval, which does not shrink to
+    nothing where none succeeds; `error`, its standard error; `progress`, colours visited.
+  """
+  batches = [run(k) for k in jax.random.split(key, -(-episodes // batch))]
+  returns = np.concatenate([np.asarray(found.returns) for found in batches])
+  progress = np.mean([np.mean(found.final.progress.stage) for found in batches])
+  n, share, z = len(returns), float(returns.mean()), 1.96
+  centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+  half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+  return {
+    'success': share,
+    'low': float(centre - half),
+    'high': float(centre + half),
+    'error': float(np.sqrt(share * (1 - share) / n)),
+    'progress': float(progress),
+    'episodes': n,
+  }
 
 
 def task_batch(env: Environment, batch: int) -> jax.Array:

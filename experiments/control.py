@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments import common
+from experiments import artifacts, common
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.control.controller import Controller
 from internal_rl.metacontroller.loss import masked_mean
@@ -20,7 +20,7 @@ from internal_rl.training import state as state_lib
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains the controllers of every layer in `control.layers` and evaluates them closed-loop."""
   started = time.time()
-  base = common.base_params(config, workdir)
+  base = artifacts.base_params(config, workdir)
   layers = [_run_layer(config, workdir, base, layer) for layer in config.control.layers]
   best = max(layers, key=lambda row: row['post_training']['success'])
   values = {
@@ -28,7 +28,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     'best_layer': best['layer'],
     'layers': layers,
   }
-  return common.write_result(config, common.stage_dir(workdir, 'control'), values, started)
+  return artifacts.write_result(config, workdir, 'control', values, started)
 
 
 def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[str, Any]:
@@ -51,25 +51,30 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     loss, grads = jax.value_and_grad(nll)(state.params, base, batch, lower(base, batch))
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
-  key = common.key_for(config, 'control', layer)
+  key = common.key_for(config, 'control', layer, 'train')
   example = data.sample((), jax.random.key(0), 1)
-  params = controller.init(key, one_hot(example.subgoals), lower(base, example))
+  params = controller.init(
+    common.key_for(config, 'control', layer, 'init'),
+    one_hot(example.subgoals),
+    lower(base, example),
+  )
   state = loop.fit(
     update,
     state_lib.create(params, tx, key),
     common.fit_config(section, evaluated=False),
-    common.stage_dir(workdir, 'control', f'layer_{layer}'),
+    artifacts.stage_dir(workdir, 'control', f'layer_{layer}'),
     frozen=(base, store),
-    fingerprint=common.fingerprint(config, 'pretrain', 'control'),
+    fingerprint=artifacts.fingerprint(config, 'control', layer=layer),
   )
   row: dict[str, Any] = {'layer': layer}
-  batch = data.sample((), jax.random.fold_in(key, 1), section.eval_batch)
+  batch = data.sample((), common.key_for(config, 'control', layer, 'nll'), section.eval_batch)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
   for name, env in (
     ('pretraining', common.environment(config)),
     ('post_training', common.post_training_environment(config)),
   ):
-    row[name] = _closed_loop(config, env, controller, state.params, base, layer, key)
+    final = common.key_for(config, 'control', layer, name)
+    row[name] = _closed_loop(config, env, controller, state.params, base, layer, final)
   return row
 
 
@@ -89,7 +94,7 @@ def _closed_loop(
 
   return common.success_rate(
     lambda key: episodes(base, params, key),
-    jax.random.fold_in(key, 2),
+    key,
     config.evaluate.episodes,
     config.evaluate.batch,
   )

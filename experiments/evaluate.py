@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import common, discover
+from experiments import artifacts, common, discover
 from internal_rl.analysis import bayes, codes
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.envs import pinpad
@@ -22,8 +22,8 @@ from internal_rl.models.sequence_model import SequenceModel
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Writes floors, success of the unsteered base, and the codes' meaning and replay."""
   started = time.time()
-  base = common.base_params(config, workdir)
-  params = common.metacontroller_params(config, workdir)
+  base = artifacts.base_params(config, workdir)
+  params = artifacts.metacontroller_params(config, workdir)
   key = common.key_for(config, 'evaluate')
   expert = common.expert(config)
   episodes = expert.rollout(key, config.evaluate.floor_episodes, config.data.horizon)
@@ -39,7 +39,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     },
     'code_meaning': _code_meaning(config, base, params),
   }
-  return common.write_result(config, common.stage_dir(workdir, 'evaluate'), values, started)
+  return artifacts.write_result(config, workdir, 'evaluate', values, started)
 
 
 def _base_success(config, base, env) -> dict[str, float]:
@@ -67,7 +67,7 @@ def _replay_success(config, base, params, env) -> dict[str, float]:
     episodes = expert.rollout(demonstration_key, config.evaluate.batch)
     batch = expert.observations(episodes)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-    found, _ = discover.infer(config, params, base, batch, e, code_key, 1.0)
+    found, _ = discover.infer(config, params, base, batch, e, code_key, 1.0, evaluating=True)
     by_segment = codes.by_segment(
       found.posterior.mean, batch.segments, batch.mask, int(env.tasks.segments.max()) + 1
     )
@@ -95,10 +95,11 @@ def _code_meaning(config, base, params) -> dict[str, dict[str, float]]:
 
   @jax.jit
   def measure(base, params, key):
-    episodes = expert.rollout(key, config.evaluate.batch, config.data.horizon)
+    batch_key, noise_key = jax.random.split(key)
+    episodes = expert.rollout(batch_key, config.evaluate.batch, config.data.horizon)
     batch = expert.observations(episodes)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-    found, _ = discover.infer(config, params, base, batch, e, key, 1.0)
+    found, _ = discover.infer(config, params, base, batch, e, noise_key, 1.0, evaluating=True)
     # The goal is the subgoal's first colour; where it lies depends on the layout.
     goals = jnp.array([subgoal[0] for subgoal in env.family.subgoals])[batch.subgoals]
     labels = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from experiments import common, discover
+from experiments import artifacts, common, discover
 from internal_rl.analysis import figures, report
 from internal_rl.analysis.report import Picture
 from internal_rl.control.closed_loop import BaseRollout
@@ -22,7 +22,6 @@ from internal_rl.envs import render
 from internal_rl.envs.recording import RecordingEnvironment
 from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.internal_env import Frozen
-from internal_rl.rl.rollout import InternalRollout
 from internal_rl.training import checkpoint
 
 STAGES = ('pretrain', 'probe', 'control', 'discover', 'evaluate')
@@ -35,40 +34,34 @@ Named = Iterator[tuple[str, Picture]]
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Writes everything; returns the report's path and what it contains."""
-  results = read_results(workdir)
+  results = read_results(config, workdir)
   if not results:
     raise FileNotFoundError(
-      f'no finished stage in {workdir}; run: {common.command(config, workdir, "pipeline")}'
+      f'no finished stage in {workdir}; run: {artifacts.command(config, workdir, "pipeline")}'
     )
-  directory = common.stage_dir(workdir, 'figures')
+  directory = artifacts.stage_dir(workdir, 'figures')
   os.makedirs(directory, exist_ok=True)
   drawn: list[Picture] = []
   animated: list[Picture] = []
   for pictures, make, suffix in ((drawn, _figures, 'png'), (animated, _episodes, 'gif')):
     for name, picture in make(config, workdir, results):
-      _write(os.path.join(directory, f'{name}.{suffix}'), picture.data)
+      artifacts.write_bytes(os.path.join(directory, f'{name}.{suffix}'), picture.data)
       pictures.append(picture)
-  again = common.command(config, workdir, 'pipeline')
+  again = artifacts.command(config, workdir, 'pipeline')
   page = report.render(results, drawn, animated, again)
   path = os.path.join(workdir, 'report.html')
-  _write(path, page.encode())
+  artifacts.write_bytes(path, page.encode())
   logging.info('%s: %d figures, %d episodes', path, len(drawn), len(animated))
   return {'report': path, 'figures': len(drawn), 'episodes': len(animated)}
 
 
-def read_results(workdir: str) -> Results:
+def read_results(config: common.Config, workdir: str) -> Results:
   """Returns `result.json` of every finished stage and of every method of reinforcement."""
-  reinforce = common.stage_dir(workdir, 'reinforce')
+  reinforce = artifacts.stage_dir(workdir, 'reinforce')
   methods = sorted(os.listdir(reinforce)) if os.path.isdir(reinforce) else []
   stages = [*STAGES, *(f'reinforce/{method}' for method in methods)]
-  found = {stage: common.read_result(workdir, *stage.split('/')) for stage in stages}
+  found = {stage: artifacts.read_result(config, workdir, stage) for stage in stages}
   return {stage: result for stage, result in found.items() if result is not None}
-
-
-def _write(path: str, data: bytes) -> None:
-  with open(path + '.tmp', 'wb') as file:
-    file.write(data)
-  os.replace(path + '.tmp', path)
 
 
 # Figures.
@@ -133,15 +126,17 @@ def _controllers(result: dict[str, Any]) -> Picture:
 def _gates(config: common.Config, workdir: str) -> Picture:
   """The selected metacontroller's gate on demonstrations that it was not trained on."""
   expert, model = common.clean_expert(config), common.base_model(config)
-  base = common.base_params(config, workdir)
-  params = common.metacontroller_params(config, workdir)
+  base = artifacts.base_params(config, workdir)
+  params = artifacts.metacontroller_params(config, workdir)
   key = common.key_for(config, 'gates')
 
   @jax.jit
   def infer(base, params, key):
-    batch = expert.sample(key, GATE_ROWS, config.data.horizon)
+    batch_key, noise_key = jax.random.split(key)
+    batch = expert.sample(batch_key, GATE_ROWS, config.data.horizon)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-    return batch, discover.infer(config, params, base, batch, e, key, 0.0)[0].beta.mean(-1)
+    found, _ = discover.infer(config, params, base, batch, e, noise_key, 0.0, evaluating=True)
+    return batch, found.beta.mean(-1)
 
   batch, beta = jax.device_get(infer(base, params, key))
   figure = figures.gates(
@@ -195,7 +190,7 @@ def _episodes(config: common.Config, workdir: str, results: Results) -> Named:
     episodes = _raw_episodes(config, params)
     yield from _animate(config, 'raw', 'Raw-action RL', episodes)
   if 'pretrain' in results:
-    episodes = _raw_episodes(config, common.base_params(config, workdir))
+    episodes = _raw_episodes(config, artifacts.base_params(config, workdir))
     yield from _animate(config, 'base', 'Base model, unsteered', episodes)
 
 
@@ -203,21 +198,15 @@ def _trained(workdir: str, result: dict[str, Any]):
   """Restores what the most successful seed ended with."""
   best = max(_best_runs(result), key=lambda run: run['success'])
   name = f'lr_{best["learning_rate"]:g}_seed_{best["seed"]}'
-  directory = common.stage_dir(workdir, 'reinforce', result['method'], name)
+  directory = artifacts.stage_dir(workdir, 'reinforce', result['method'], name)
   return checkpoint.restore_params(directory, which='latest')
 
 
 def _internal_episodes(config: common.Config, workdir: str, result: dict[str, Any]):
-  rollout = InternalRollout(
-    RecordingEnvironment(common.post_training_environment(config)),
-    common.base_model(config),
-    common.metacontroller(config),
-    common.policy(config),
-    config.metacontroller.threshold,
-    forced=config.discover.gate == 'open',
-  )
+  env = RecordingEnvironment(common.post_training_environment(config))
+  rollout = common.internal_rollout(config, env, common.policy(config))
   frozen = Frozen(
-    common.base_params(config, workdir), common.metacontroller_params(config, workdir)
+    artifacts.base_params(config, workdir), artifacts.metacontroller_params(config, workdir)
   )
   tasks = jnp.zeros(RECORDED, jnp.int32)
   key = common.key_for(config, 'animation')

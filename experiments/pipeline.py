@@ -3,7 +3,6 @@
 python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 """
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -11,7 +10,17 @@ from typing import Any
 
 from absl import logging
 
-from experiments import common, control, discover, evaluate, figures, pretrain, probe, reinforce
+from experiments import (
+  artifacts,
+  common,
+  control,
+  discover,
+  evaluate,
+  figures,
+  pretrain,
+  probe,
+  reinforce,
+)
 
 STAGES = {
   'pretrain': pretrain.run,
@@ -29,7 +38,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   started = time.time()
   results: dict[str, Mapping[str, Any]] = {}
   for stage, run_stage in STAGES.items():
-    finished = common.read_result(workdir, *stage.split('/'))
+    finished = artifacts.read_result(config, workdir, stage)
     logging.info('%s: %s', stage, 'starting' if finished is None else 'finished before, skipped')
     results[stage] = run_stage(config, workdir) if finished is None else finished
   summary = {
@@ -38,7 +47,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     'probe_accuracy': results['probe']['best_accuracy'],
     'bayes_accuracy': results['probe']['bayes_accuracy'],
     'labelled_success': results['control']['best_success'],
-    'switch_f1': results['discover']['f1_tolerance_0'],
+    'switch_f1': results['discover']['f1'],
     'prior_success': results['discover']['prior_success']['success'],
     'internal_rl_success': results['reinforce/internal']['success'],
     'raw_rl_success': results['reinforce/raw']['success'],
@@ -47,9 +56,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   }
   logging.info('pipeline: %.0f s in this call', time.time() - started)
   path = os.path.join(workdir, 'summary.json')
-  with open(path + '.tmp', 'w') as file:
-    json.dump(summary, file, indent=1)
-  os.replace(path + '.tmp', path)
+  artifacts.write_json(path, summary)
   logging.info('%s: %s', path, summary)
   figures.run(config, workdir)
   return summary

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import common
+from experiments import artifacts, common
 from internal_rl.analysis import bayes
 from internal_rl.metacontroller.loss import masked_mean
 from internal_rl.models.sequence_model import SequenceModel
@@ -36,9 +36,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   started, section = time.time(), config.pretrain
   data, store = common.demonstrations(config)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
-  key = common.key_for(config, 'pretrain')
+  key = common.key_for(config, 'pretrain', 'train')
   shapes = data.sample((), jax.random.key(0), 1).inputs
-  state = state_lib.create(model.init(key, shapes), tx, key)
+  state = state_lib.create(model.init(common.key_for(config, 'pretrain', 'init'), shapes), tx, key)
 
   def update(state, frozen, key):
     batch = data.sample(frozen, key, section.batch)
@@ -66,7 +66,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       'goal_nll': masked_mean(beliefs.goal_nll, beliefs.mask),
     }
 
-  directory = common.stage_dir(workdir, 'pretrain')
+  directory = artifacts.stage_dir(workdir, 'pretrain')
   state = loop.fit(
     update,
     state,
@@ -74,16 +74,16 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     directory,
     frozen=store,
     evaluate=evaluate,
-    fingerprint=common.fingerprint(config, 'pretrain'),
+    fingerprint=artifacts.fingerprint(config, 'pretrain'),
   )
   rows = [
     row for row in metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl')) if 'eval/nll' in row
   ]
-  params = common.base_params(config, workdir)
-  key = common.key_for(config, 'pretrain final')
+  params = artifacts.base_params(config, workdir)
+  key = common.key_for(config, 'pretrain', 'final')
   final = jax.jit(evaluate)(state.replace(params=params), None, key)
   curve = {name: [row[name] for row in rows] for name in ('step', 'eval/nll', 'eval/bayes_nll')}
-  return common.write_result(config, directory, {**final, 'curve': curve}, started)
+  return artifacts.write_result(config, workdir, 'pretrain', {**final, 'curve': curve}, started)
 
 
 if __name__ == '__main__':

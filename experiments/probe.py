@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import common
+from experiments import artifacts, common
 from internal_rl.analysis import bayes
 from internal_rl.control import probe
 from internal_rl.metacontroller.loss import masked_mean
@@ -23,12 +23,12 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   started, section = time.time(), config.probe
   data, store = common.demonstrations(config)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
-  base = common.base_params(config, workdir)
+  base = artifacts.base_params(config, workdir)
   probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
   residuals = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.residuals)
-  key = common.key_for(config, 'probe')
+  key = common.key_for(config, 'probe', 'train')
   example = residuals(base, data.sample((), jax.random.key(0), 1))
-  state = state_lib.create(probes.init(key, example), tx, key)
+  state = state_lib.create(probes.init(common.key_for(config, 'probe', 'init'), example), tx, key)
 
   def update(state, frozen, key):
     base, store = frozen
@@ -42,7 +42,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
-  def evaluate(state, frozen, key):
+  def measure(state, frozen, key):
     episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
     batch = expert.observations(episodes)
     correct = (
@@ -57,7 +57,11 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       'bayes_accuracy_by_step': by_step(beliefs.correct),
     }
 
-  directory = common.stage_dir(workdir, 'probe')
+  def evaluate(state, frozen, key):
+    row = measure(state, frozen, key)
+    return {name: row[name] for name in ('accuracy', 'bayes_accuracy')}
+
+  directory = artifacts.stage_dir(workdir, 'probe')
   state = loop.fit(
     update,
     state,
@@ -65,11 +69,11 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     directory,
     frozen=(base, store),
     evaluate=evaluate,
-    fingerprint=common.fingerprint(config, 'pretrain', 'probe'),
+    fingerprint=artifacts.fingerprint(config, 'probe'),
   )
-  final = jax.jit(evaluate)(state, (base, store), common.key_for(config, 'probe final'))
+  final = jax.jit(measure)(state, (base, store), common.key_for(config, 'probe', 'final'))
   best = {'best_accuracy': final['accuracy'].max(), 'best_layer': final['accuracy'].argmax()}
-  return common.write_result(config, directory, {**best, **final}, started)
+  return artifacts.write_result(config, workdir, 'probe', {**best, **final}, started)
 
 
 if __name__ == '__main__':

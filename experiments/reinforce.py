@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import common
+from experiments import artifacts, common
 from internal_rl.baselines import raw_rl
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.rl import learner
 from internal_rl.rl.internal_env import Frozen
 from internal_rl.rl.policy import CodePolicy
-from internal_rl.rl.rollout import Decisions, InternalRollout
+from internal_rl.rl.rollout import Decisions
 from internal_rl.training import loop, metrics
 from internal_rl.training import state as state_lib
 from internal_rl.types import Key, Params
@@ -47,19 +47,21 @@ def run(config: common.Config, workdir: str, method: str = 'internal') -> dict[s
   runs = [
     _run_one(config, workdir, method, rate, seed) for rate in rates for seed in range(section.seeds)
   ]
+  if not runs:
+    raise ValueError('reinforce: name at least one learning rate and one seed')
   mean_final = lambda rate: sum(r['success'] for r in runs if r['learning_rate'] == rate)
   best = max(rates, key=mean_final)
   finals = [r['success'] for r in runs if r['learning_rate'] == best]
+  initials = [r['initial_success'] for r in runs if r['learning_rate'] == best]
   values = {
     'method': method,
     'learning_rate': best,
     'success': sum(finals) / len(finals),
-    'initial_success': sum(r['initial_success'] for r in runs) / len(runs),
+    'initial_success': sum(initials) / len(initials),
     'episodes': section.steps * section.batch,
     'runs': runs,
   }
-  directory = common.stage_dir(workdir, 'reinforce', method)
-  return common.write_result(config, directory, values, started)
+  return artifacts.write_result(config, workdir, f'reinforce/{method}', values, started)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +83,14 @@ class Method:
 
 def _internal(config: common.Config, workdir: str, key: Key) -> Method:
   policy = common.policy(config)
-  rollout = InternalRollout(
-    common.post_training_environment(config),
-    common.base_model(config),
-    common.metacontroller(config),
-    policy,
-    config.metacontroller.threshold,
-    config.reinforce.max_decisions,
-    forced=config.discover.gate == 'open',
-  )
+  env = common.post_training_environment(config)
+  rollout = common.internal_rollout(config, env, policy, config.reinforce.max_decisions)
   return Method(
     play=rollout,
     score=functools.partial(evaluate_codes, policy),
     params=policy.init(key, jnp.zeros((1, 1, config.model.width))),
     frozen=Frozen(
-      common.base_params(config, workdir), common.metacontroller_params(config, workdir)
+      artifacts.base_params(config, workdir), artifacts.metacontroller_params(config, workdir)
     ),
   )
 
@@ -107,7 +102,7 @@ def _raw(config: common.Config, workdir: str, key: Key) -> Method:
   return Method(
     play=lambda params, frozen, key, tasks: rollout(params, key, tasks),
     score=functools.partial(raw_rl.evaluate, model),
-    params=common.base_params(config, workdir),
+    params=artifacts.base_params(config, workdir),
     frozen=(),
   )
 
@@ -119,9 +114,9 @@ def _run_one(
   config: common.Config, workdir: str, name: str, rate: float, seed: int
 ) -> dict[str, Any]:
   section, env = config.reinforce, common.post_training_environment(config)
-  key = common.key_for(config, name, seed)
-  method = METHODS[name](config, workdir, key)
-  tx = common.optimiser(section, rate)
+  stream = functools.partial(common.key_for, config, 'reinforce', name, seed)
+  method = METHODS[name](config, workdir, stream('init'))
+  tx = common.optimiser(section, rate, section.epochs * section.minibatches)
   how = learner.LearnerConfig(
     section.epochs, section.minibatches, section.clip, section.entropy_coefficient
   )
@@ -140,18 +135,17 @@ def _run_one(
     tasks = common.task_batch(env, section.eval_batch)
     return learner.rollout_metrics(method.play(state.params, frozen, key, tasks))
 
-  directory = common.stage_dir(workdir, 'reinforce', name, f'lr_{rate:g}_seed_{seed}')
+  directory = artifacts.stage_dir(workdir, 'reinforce', name, f'lr_{rate:g}_seed_{seed}')
   state = loop.fit(
     update,
-    state_lib.create(method.params, tx, key),
+    state_lib.create(method.params, tx, stream('train')),
     common.fit_config(section, progress_metrics=('success',)),
     directory,
     frozen=method.frozen,
     evaluate=evaluate,
-    fingerprint={
-      **common.fingerprint(config, 'pretrain', 'metacontroller', 'policy', 'reinforce'),
-      'learning_rate': rate,
-    },
+    fingerprint=artifacts.fingerprint(
+      config, f'reinforce/{name}', learning_rate=rate, run_seed=seed
+    ),
   )
   logged = metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
   curve = [
@@ -163,7 +157,7 @@ def _run_one(
   episodes = jax.jit(lambda params, frozen, key: method.play(params, frozen, key, tasks))
   final = common.success_rate(
     lambda k: episodes(state.params, method.frozen, k),
-    jax.random.fold_in(key, 1),
+    stream('final'),
     config.evaluate.episodes,
     config.evaluate.batch,
   )

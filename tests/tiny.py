@@ -37,17 +37,15 @@ def policy() -> CodePolicy:
   return CodePolicy(8, width=8, mlp_width=8, num_heads=2)
 
 
-def initialise(module, e, mask, key):
-  return module.control(module(e, mask, key).z, e)
-
-
 def frozen(base: SequenceModel, module: Metacontroller, seed: int = 0) -> Frozen:
   """Parameters of both; the switch is made lively, so that it opens now and then."""
   keys = jax.random.split(jax.random.key(seed), 3)
   observations = jnp.zeros((1, 2, ENV.observation_size))
   base_params = base.init(keys[0], observations)
   e = base.apply(base_params, observations, method='lower')
-  params = module.init(keys[1], e, jnp.ones((1, 2), bool), keys[2], method=initialise)
+  params = module.init(
+    keys[1], e, jnp.ones((1, 2), bool), keys[2], method=Metacontroller.touch_everything
+  )
   output = params['params']['switch']['output']
   output['kernel'] = 3 * output['kernel']
   return Frozen(base_params, params)

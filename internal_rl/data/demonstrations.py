@@ -26,16 +26,24 @@ class Demonstrations:
   expert: GridworldExpert
   horizon: int
 
-  def load(self, directory: str = '') -> Episodes | tuple[()]:
-    """Reads a store onto the device (a hundred bytes an episode); without one, returns nothing.
+  def load(self, directory: str, expect: dict[str, Any]) -> Episodes:
+    """Reads a store onto the device: a hundred bytes an episode.
+
+    Args:
+      directory: the store.
+      expect: what it must have recorded of how it was made.
 
     Raises:
       FileNotFoundError, ValueError: there is no sound store, or it holds other shapes.
     """
-    if not directory:
-      return ()
     like = jax.eval_shape(lambda key: self.expert.rollout(key, 1, self.horizon), jax.random.key(0))
     dataset = Dataset.open(os.path.expanduser(directory), like)
+    found = dataset.manifest['config']
+    if differ := [name for name in expect if found.get(name) != expect[name]]:
+      raise ValueError(
+        f'data.directory: {directory} was collected with another {" and ".join(differ)}: '
+        f'{[found.get(name) for name in differ]}, config says {[expect[name] for name in differ]}'
+      )
     return jax.tree.map(jnp.asarray, dataset.take(np.arange(len(dataset))))
 
   def sample(self, store: Any, key: Key, batch: int) -> Trajectories:

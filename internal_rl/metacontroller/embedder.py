@@ -28,7 +28,7 @@ class SequenceEmbedder(nn.Module):
   def __call__(self, e: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t s']:
     """Returns `s` at every step, the same at all of them unless `summary` is 'per_step'."""
     if self.summary not in SUMMARIES:
-      raise ValueError(f'embedder.summary={self.summary!r}: must be one of {SUMMARIES}')
+      raise ValueError(f'metacontroller.summary={self.summary!r}: must be one of {SUMMARIES}')
     backwards = self.summary == 'per_step'
     x = nn.Dense(self.size)(e) * mask[..., None]
     x = jnp.flip(x, 1) if backwards else x

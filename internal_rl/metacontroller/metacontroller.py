@@ -131,7 +131,7 @@ class Metacontroller(nn.Module):
       hardness: 0 for soft gates, 1 for thresholded ones, see `gate`.
     """
     if gate_mode not in GATES:
-      raise ValueError(f'metacontroller.gate={gate_mode!r}: must be one of {GATES}')
+      raise ValueError(f'discover.gate={gate_mode!r}: must be one of {GATES}')
     proposal_key, gate_key = jax.random.split(key)
     x = self._read(e)
     h = self.history(x)
@@ -168,6 +168,12 @@ class Metacontroller(nn.Module):
     )
     start = (jnp.zeros_like(proposal[:, 0]), jnp.array(True))
     return scan(self, start, (proposal, evidence, noise))[1]
+
+  def touch_everything(
+    self, e: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], key: Key
+  ) -> Float[Array, 'b t d']:
+    """Runs every submodule once; for `init(..., method=Metacontroller.touch_everything)`."""
+    return self.control(self(e, mask, key).z, e)
 
   def initial_carry(self, batch: int) -> SwitchCarry:
     """Returns what the causal half knows before the first observation."""

@@ -52,7 +52,7 @@ class Decisions:
 
 @struct.dataclass
 class _Carry:
-  """One raw step's state of the whole batch; see `InternalState` for the first seven fields."""
+  """One raw step's state of the whole batch; see also `InternalState`."""
 
   env: Any
   base: Carry

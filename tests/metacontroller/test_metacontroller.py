@@ -201,7 +201,7 @@ def test_likelihood_trains_every_part_through_the_frozen_upper_blocks():
   ('kwargs', 'message'),
   [
     ({'first_gate': 'shut'}, 'metacontroller.first_gate'),
-    ({'summary': 'all'}, 'embedder.summary'),
+    ({'summary': 'all'}, 'metacontroller.summary'),
     ({'rank': 17}, 'controller.rank=17'),
   ],
 )

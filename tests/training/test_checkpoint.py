@@ -126,6 +126,14 @@ def test_damage_to_any_file_gives_the_same_state_or_loudly_the_one_before(
   assert fell_back >= 3
 
 
+def test_values_that_are_not_those_that_were_saved_are_damage_too(tmp_path, caplog):
+  save(tmp_path, 1, 2)
+  shutil.rmtree(tmp_path / 'latest/2/state')
+  shutil.copytree(tmp_path / 'latest/1/state', tmp_path / 'latest/2/state')
+  assert toy.same(restore(tmp_path), state(1))
+  assert 'checksum differs: params.bfloat16, params.float32, params.scalar' in caplog.text
+
+
 def test_a_lost_directory_falls_back_to_the_best_checkpoint(tmp_path):
   save(tmp_path, 2)
   with training.Checkpoints(str(tmp_path), CONFIG) as checkpoints:
@@ -157,7 +165,7 @@ def test_if_none_can_be_read_the_error_says_what_to_do_and_nothing_is_touched(tm
 
 def test_what_a_killed_save_left_is_ignored_and_cleaned_up(tmp_path):
   save(tmp_path, 1)
-  shutil.copytree(tmp_path / 'latest/1', tmp_path / 'latest/2.orbax-checkpoint-tmp')
+  shutil.copytree(tmp_path / 'latest/1', tmp_path / 'latest/9.orbax-checkpoint-tmp')
   assert toy.same(restore(tmp_path), state(1))
   save(tmp_path, 2)
   assert steps(tmp_path / 'latest') == ['1', '2']

@@ -30,7 +30,7 @@ def start(*args, **environment):
 
 def results(process):
   try:
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=300)
   finally:
     process.kill()
   assert process.returncode == 0, errors

@@ -1,0 +1,177 @@
+"""What stages leave in a workdir and find there: checkpoints and results, each with its config."""
+
+import datetime
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from experiments.common import Config
+from internal_rl.training import checkpoint
+from internal_rl.types import Params
+
+_BASE = ('env', 'expert', 'data', 'model', 'pretrain')
+_DISCOVERY = (*_BASE, 'metacontroller', 'discover')
+# The sections of the config that decide what a stage ends in.
+SECTIONS = {
+  'pretrain': _BASE,
+  'probe': (*_BASE, 'probe'),
+  'control': (*_BASE, 'control'),
+  'discover': _DISCOVERY,
+  'reinforce/internal': (*_DISCOVERY, 'policy', 'reinforce'),
+  'reinforce/raw': (*_BASE, 'reinforce'),
+  'evaluate': (*_DISCOVERY, 'evaluate'),
+}
+# May change between runs: how often to look, and, for data, what the frozen store itself proves.
+_FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call'}
+_FREE |= {'directory', 'episodes', 'episodes_per_shard'}
+# One run each: a single run does not depend on which others there are.
+_AXES = {'layers', 'learning_rates', 'raw_learning_rates', 'seeds'}
+
+
+def fingerprint(config: Config, stage: str, **run: Any) -> dict[str, Any]:
+  """Returns what decides a stage's outcome: no checkpoint is continued with another.
+
+  Args:
+    config: the whole config.
+    stage: a key of `SECTIONS`.
+    **run: which of the stage's runs; without any, all of them together.
+  """
+  plain = json.loads(config.to_json_best_effort())
+  left_out = _FREE | (_AXES if run else set())
+  keep = lambda section: {k: v for k, v in section.items() if k not in left_out}
+  return {'seed': config.seed, **{name: keep(plain[name]) for name in SECTIONS[stage]}, **run}
+
+
+def stage_dir(workdir: str, *parts: str) -> str:
+  """Returns where a stage, or a part of it, lives."""
+  return os.path.join(workdir, *parts)
+
+
+def command(config: Config, workdir: str, stage: str) -> str:
+  """Returns the command that runs `stage`; what was overridden has to be repeated."""
+  return (
+    f'python -m experiments.{stage} --config=configs/{config.env.kind}.py:{config.preset} '
+    f'--workdir={workdir}'
+  )
+
+
+def base_params(config: Config, workdir: str) -> Params:
+  """Restores the pretrained model, or says which command makes it."""
+  return checkpoint.restore_params(
+    stage_dir(workdir, 'pretrain'),
+    expect=fingerprint(config, 'pretrain'),
+    hint='run: ' + command(config, workdir, 'pretrain'),
+  )
+
+
+def metacontroller_params(config: Config, workdir: str) -> Params:
+  """Restores the metacontroller that `discover` selected, or says which command makes it."""
+  return checkpoint.restore_params(
+    stage_dir(workdir, 'discover', 'selected'),
+    expect=fingerprint(config, 'discover'),
+    hint='run: ' + command(config, workdir, 'discover'),
+  )
+
+
+def read_result(config: Config, workdir: str, stage: str) -> dict[str, Any] | None:
+  """Returns what a stage wrote, or None.
+
+  Raises:
+    ValueError: it was made with another config; names the fields that differ.
+  """
+  path = os.path.join(workdir, *stage.split('/'), 'result.json')
+  if not os.path.exists(path):
+    return None
+  with open(path) as file:
+    result = json.load(file)
+  wanted = _flat(fingerprint(config, stage)) if stage in SECTIONS else {}
+  found = _flat(result['fingerprint'])
+  differ = [
+    f'{name}: it has {found.get(name)!r}, config says {value!r}'
+    for name, value in wanted.items()
+    if found.get(name) != value
+  ]
+  if differ:
+    raise ValueError(
+      f'{path} was made with another config: {"; ".join(differ)}; use another --workdir or the '
+      'original config'
+    )
+  return result
+
+
+def write_result(
+  config: Config, workdir: str, stage: str, values: Mapping[str, Any], started: float
+) -> dict[str, Any]:
+  """Writes a stage's `result.json` with everything needed to make it again.
+
+  Args:
+    config: the whole config.
+    workdir: of the run.
+    stage: the stage, `reinforce/raw` for example; '' for the workdir itself.
+    values: numbers, arrays and curves; what is not a number becomes null.
+    started: `time.time()` at the start of the stage.
+  """
+  result = {
+    **_plain(dict(values)),
+    'seed': config.seed,
+    'commit': commit(),
+    'device': f'{jax.devices()[0].device_kind} x {jax.device_count()}',
+    'jax': jax.__version__,
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'seconds': round(time.time() - started, 1),
+    'config': json.loads(config.to_json_best_effort()),
+    'fingerprint': fingerprint(config, stage) if stage in SECTIONS else {},
+  }
+  path = os.path.join(workdir, *stage.split('/'), 'result.json')
+  write_json(path, result)
+  shown = {k: v for k, v in result.items() if isinstance(v, (int, float))}
+  logging.info('%s: %s', path, ' '.join(f'{k}={v:.4g}' for k, v in shown.items()))
+  return result
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a file that exists whole or not at all."""
+  write_bytes(path, json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def write_bytes(path: str, data: bytes) -> None:
+  """Writes a file that exists whole or not at all."""
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  with open(path + '.tmp', 'wb') as file:
+    file.write(data)
+  os.replace(path + '.tmp', path)
+
+
+def commit() -> str:
+  """Returns the commit that runs, or 'unknown' outside a checkout."""
+  here = os.path.dirname(os.path.abspath(__file__))
+  git = ['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12']
+  done = subprocess.run(git, capture_output=True, text=True, check=False)
+  return done.stdout.strip() or 'unknown'
+
+
+def _plain(value: Any) -> Any:
+  """Turns arrays into lists, and what JSON has no number for into null."""
+  if isinstance(value, Mapping):
+    return {name: _plain(item) for name, item in value.items()}
+  if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+    return _plain(np.asarray(value).tolist())
+  if isinstance(value, (list, tuple)):
+    return [_plain(item) for item in value]
+  return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns the leaves of a nested dict by dotted name."""
+  found: dict[str, Any] = {}
+  for name, value in tree.items():
+    nested = isinstance(value, Mapping)
+    found |= _flat(value, f'{prefix}{name}.') if nested else {prefix + name: value}
+  return found
