@@ -176,6 +176,8 @@ def _small(config: ConfigDict) -> None:
     batch=128,
     optimiser='muon',
     learning_rate=2e-2,
+    # Decay is multiplied by the learning rate, and Muon's is large.
+    weight_decay=0.0,
     schedule='cosine',
     warmup_steps=200,
     clip_norm=1.0,
@@ -224,7 +226,7 @@ def _quickstart(config: ConfigDict) -> None:
   config.env.update(grid_size=5, num_objects=4, num_walls=0, time_limit=40, family='ant')
   config.data.update(horizon=24)
   config.model.update(width=64, num_blocks=4, mlp_width=128)
-  config.pretrain.update(steps=10_000)
+  config.pretrain.update(steps=5000)
   config.probe.update(steps=300)
   config.control.update(steps=300, layers=(2,))
   config.discover.update(
