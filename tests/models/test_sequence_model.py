@@ -1,5 +1,7 @@
 """All the ways through the base model agree, none sees the future, and it starts as claimed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,14 +34,16 @@ def _model(kind, **kwargs):
   return SequenceModel(kind=kind, **defaults | kwargs)
 
 
+@functools.cache  # tracing and compiling the initialisers is most of a test's time
 def _setup(kind, **kwargs):
   model = _model(kind, **kwargs)
   observations = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, INPUTS))
   return model, jax.jit(model.init)(jax.random.key(1), observations), observations
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('layer', 'method'))
 def _apply(model, *args, **kwargs):
-  return jax.jit(model.apply, static_argnames=('layer', 'method'))(*args, **kwargs)
+  return model.apply(*args, **kwargs)
 
 
 def _assert_close(actual, expected, tolerance=1e-5):
