@@ -141,7 +141,6 @@ class Checkpoints:
         preservation_policy=LatestN(_KINDS[kind]),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=False,
-        lightweight_initialize=True,
       )
       directory = os.path.join(self.workdir, kind)
       self._managers[kind] = ocp.CheckpointManager(directory, options=options)

@@ -229,9 +229,9 @@ class _Run:
     if self._due(step, self.config.log_every or self.config.updates_per_call):
       then_step, then = self.logged
       self.logged = step, time.monotonic()
+      rate = (step - then_step) / (self.logged[1] - then)
       row = {f'train/{name}': value for name, value in means.items()}
-      row['train/updates_per_second'] = (step - then_step) / (self.logged[1] - then)
-      self.metrics.write(step, row)
+      self.metrics.write(step, row | {'train/updates_per_second': rate})
     if 'loss' in values:
       finite = np.isfinite(values['loss']).reshape(len(values['loss']), -1).all(axis=1)
       if not finite.all():
