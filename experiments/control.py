@@ -22,7 +22,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   started = time.time()
   base = artifacts.base_params(config, workdir)
   layers = [_run_layer(config, workdir, base, layer) for layer in config.control.layers]
-  best = max(layers, key=lambda row: row['post_training']['success'])
+  # Chosen on other episodes than those that its success is measured on.
+  best = max(layers, key=lambda row: row['selection']['success'])
   values = {
     'best_success': best['post_training']['success'],
     'best_layer': best['layer'],
@@ -71,6 +72,7 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
   for name, env in (
     ('pretraining', common.environment(config)),
+    ('selection', common.post_training_environment(config)),
     ('post_training', common.post_training_environment(config)),
   ):
     final = common.key_for(config, 'control', layer, name)
@@ -89,7 +91,7 @@ def _closed_loop(
   @jax.jit
   def episodes(base, params, key):
     one_hot = lambda state: jax.nn.one_hot(state.subgoal, num_subgoals)
-    steer = lambda state, e: e + controller.apply(params, one_hot(state), e)
+    steer = lambda state, e, context: e + controller.apply(params, one_hot(state), e)
     return rollout(base, key, tasks, steer)
 
   return common.success_rate(

@@ -72,13 +72,13 @@ def _replay_success(config, base, params, env) -> dict[str, float]:
       found.posterior.mean, batch.segments, batch.mask, int(env.tasks.segments.max()) + 1
     )
 
-    def steer(state, e):
+    def steer(state, e, by_segment):
       segment = jax.vmap(pinpad.segment, (None, 0))(env.tasks, state.progress)
       z = jnp.take_along_axis(by_segment, segment[:, None, None], 1)[:, 0]
       return module.apply(params, z, e, method=Metacontroller.control)
 
     state, timestep = jax.vmap(env.start)(episodes.layout, episodes.tasks)
-    return rollout.run(base, action_key, state, timestep, steer)
+    return rollout.run(base, action_key, state, timestep, steer, by_segment)
 
   return common.success_rate(
     lambda k: replay(base, params, k),

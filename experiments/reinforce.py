@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import flags
 
 from experiments import artifacts, common
@@ -38,30 +39,30 @@ def evaluate_codes(
   return distribution.log_prob(batch.z), distribution.entropy()
 
 
-def run(config: common.Config, workdir: str, method: str = 'internal') -> dict[str, Any]:
-  """Trains every learning rate and seed of one method; reports the best rate."""
+def run(config: common.Config, workdir: str, name: str = 'internal') -> dict[str, Any]:
+  """Trains every learning rate and seed of one method; reports the best rate.
+
+  The best rate is chosen on other episodes than those that its success is measured on.
+  """
   started, section = time.time(), config.reinforce
-  if method not in METHODS:
-    raise ValueError(f'method={method!r}: must be one of {sorted(METHODS)}')
-  rates = section.learning_rates if method == 'internal' else section.raw_learning_rates
-  runs = [
-    _run_one(config, workdir, method, rate, seed) for rate in rates for seed in range(section.seeds)
-  ]
-  if not runs:
+  if name not in METHODS:
+    raise ValueError(f'method={name!r}: must be one of {sorted(METHODS)}')
+  rates = section.learning_rates if name == 'internal' else section.raw_learning_rates
+  if not rates or section.seeds < 1:
     raise ValueError('reinforce: name at least one learning rate and one seed')
-  mean_final = lambda rate: sum(r['success'] for r in runs if r['learning_rate'] == rate)
-  best = max(rates, key=mean_final)
-  finals = [r['success'] for r in runs if r['learning_rate'] == best]
-  initials = [r['initial_success'] for r in runs if r['learning_rate'] == best]
+  trainer = _Trainer(config, workdir, name)
+  runs = [trainer.run(rate, seed) for rate in rates for seed in range(section.seeds)]
+  of = lambda rate, field: [r[field] for r in runs if r['learning_rate'] == rate]
+  best = max(rates, key=lambda rate: sum(of(rate, 'selection_success')))
   values = {
-    'method': method,
+    'method': name,
     'learning_rate': best,
-    'success': sum(finals) / len(finals),
-    'initial_success': sum(initials) / len(initials),
+    'success': sum(of(best, 'success')) / section.seeds,
+    'initial_success': sum(of(best, 'initial_success')) / section.seeds,
     'episodes': section.steps * section.batch,
     'runs': runs,
   }
-  return artifacts.write_result(config, workdir, f'reinforce/{method}', values, started)
+  return artifacts.write_result(config, workdir, f'reinforce/{name}', values, started)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,38 +72,37 @@ class Method:
   Attributes:
     play: `(params, frozen, key, tasks) -> episodes`.
     score: `(params, episodes) -> (log-probability, entropy)` of every decision.
-    params: what is trained, at the start.
+    init: `key -> params`, what is trained, at the start.
     frozen: what is not.
   """
 
   play: Callable[[Params, Any, Key, Any], Any]
   score: learner.Evaluate
-  params: Params
+  init: Callable[[Key], Params]
   frozen: Any
 
 
-def _internal(config: common.Config, workdir: str, key: Key) -> Method:
+def _internal(config: common.Config, workdir: str) -> Method:
   policy = common.policy(config)
   env = common.post_training_environment(config)
   rollout = common.internal_rollout(config, env, policy, config.reinforce.max_decisions)
   return Method(
     play=rollout,
     score=functools.partial(evaluate_codes, policy),
-    params=policy.init(key, jnp.zeros((1, 1, config.model.width))),
+    init=lambda key: policy.init(key, jnp.zeros((1, 1, config.model.width))),
     frozen=Frozen(
       artifacts.base_params(config, workdir), artifacts.metacontroller_params(config, workdir)
     ),
   )
 
 
-def _raw(config: common.Config, workdir: str, key: Key) -> Method:
-  del key
-  model = common.base_model(config)
+def _raw(config: common.Config, workdir: str) -> Method:
+  model, base = common.base_model(config), artifacts.base_params(config, workdir)
   rollout = BaseRollout(common.post_training_environment(config), model)
   return Method(
     play=lambda params, frozen, key, tasks: rollout(params, key, tasks),
     score=functools.partial(raw_rl.evaluate, model),
-    params=artifacts.base_params(config, workdir),
+    init=lambda key: base,
     frozen=(),
   )
 
@@ -110,59 +110,90 @@ def _raw(config: common.Config, workdir: str, key: Key) -> Method:
 METHODS = {'internal': _internal, 'raw': _raw}
 
 
-def _run_one(
-  config: common.Config, workdir: str, name: str, rate: float, seed: int
-) -> dict[str, Any]:
-  section, env = config.reinforce, common.post_training_environment(config)
-  stream = functools.partial(common.key_for, config, 'reinforce', name, seed)
-  method = METHODS[name](config, workdir, stream('init'))
-  tx = common.optimiser(section, rate, section.epochs * section.minibatches)
-  how = learner.LearnerConfig(
-    section.epochs, section.minibatches, section.clip, section.entropy_coefficient
-  )
+class _Trainer:
+  """Trains a method with any learning rate and seed: both are data, so that it compiles once."""
 
-  def update(state, frozen, key):
+  def __init__(self, config: common.Config, workdir: str, name: str):
+    self.config, self.workdir, self.name = config, workdir, name
+    self.method = METHODS[name](config, workdir)
+    self.env = common.post_training_environment(config)
+    section = config.reinforce
+    self.how = learner.LearnerConfig(
+      section.epochs, section.minibatches, section.clip, section.entropy_coefficient
+    )
+    self.tx = self.optimiser(1.0)
+    self.episodes = jax.jit(self.play)
+
+  def optimiser(self, rate: float) -> optax.GradientTransformation:
+    """Returns an optimiser that keeps its learning rate in its state."""
+    section = self.config.reinforce
+    return optax.chain(
+      common.optimiser(section, 1.0, section.epochs * section.minibatches),
+      optax.inject_hyperparams(optax.scale)(step_size=rate),
+    )
+
+  def play(self, params: Params, frozen: Any, key: Key) -> Any:
+    tasks = common.task_batch(self.env, self.config.evaluate.batch)
+    return self.method.play(params, frozen, key, tasks)
+
+  def update(self, state: state_lib.TrainState, frozen: Any, key: Key):
     rollout_key, learn_key = jax.random.split(key)
-    tasks = common.task_batch(env, section.batch)
-    batch = method.play(state.params, frozen, rollout_key, tasks)
+    tasks = common.task_batch(self.env, self.config.reinforce.batch)
+    batch = self.method.play(state.params, frozen, rollout_key, tasks)
     params, opt_state, row = learner.learn(
-      how, tx, method.score, state.params, state.opt_state, batch.replace(final=None), learn_key
+      self.how,
+      self.tx,
+      self.method.score,
+      state.params,
+      state.opt_state,
+      batch.replace(final=None),
+      learn_key,
     )
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     return state, {**row, **learner.rollout_metrics(batch)}
 
-  def evaluate(state, frozen, key):
-    tasks = common.task_batch(env, section.eval_batch)
-    return learner.rollout_metrics(method.play(state.params, frozen, key, tasks))
+  def evaluate(self, state: state_lib.TrainState, frozen: Any, key: Key):
+    tasks = common.task_batch(self.env, self.config.reinforce.eval_batch)
+    return learner.rollout_metrics(self.method.play(state.params, frozen, key, tasks))
 
-  directory = artifacts.stage_dir(workdir, 'reinforce', name, f'lr_{rate:g}_seed_{seed}')
-  state = loop.fit(
-    update,
-    state_lib.create(method.params, tx, stream('train')),
-    common.fit_config(section, progress_metrics=('success',)),
-    directory,
-    frozen=method.frozen,
-    evaluate=evaluate,
-    fingerprint=artifacts.fingerprint(
-      config, f'reinforce/{name}', learning_rate=rate, run_seed=seed
-    ),
-  )
-  logged = metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
-  curve = [
-    {'episodes': row['step'] * section.batch, 'success': row['train/success']}
-    for row in logged
-    if 'train/success' in row
-  ]
-  tasks = common.task_batch(env, config.evaluate.batch)
-  episodes = jax.jit(lambda params, frozen, key: method.play(params, frozen, key, tasks))
-  final = common.success_rate(
-    lambda k: episodes(state.params, method.frozen, k),
-    stream('final'),
-    config.evaluate.episodes,
-    config.evaluate.batch,
-  )
-  initial = next(row['eval/success'] for row in logged if 'eval/success' in row)
-  return {'learning_rate': rate, 'seed': seed, 'initial_success': initial, **final, 'curve': curve}
+  def run(self, rate: float, seed: int) -> dict[str, Any]:
+    """Trains one run to its end, or finds it finished; returns its curve and its success."""
+    config, section = self.config, self.config.reinforce
+    stream = functools.partial(common.key_for, config, 'reinforce', self.name, seed)
+    directory = artifacts.stage_dir(
+      self.workdir, 'reinforce', self.name, f'lr_{rate:g}_seed_{seed}'
+    )
+    state = loop.fit(
+      self.update,
+      state_lib.create(self.method.init(stream('init')), self.optimiser(rate), stream('train')),
+      common.fit_config(section, progress_metrics=('success',)),
+      directory,
+      frozen=self.method.frozen,
+      evaluate=self.evaluate,
+      fingerprint=artifacts.fingerprint(
+        config, f'reinforce/{self.name}', learning_rate=rate, run_seed=seed
+      ),
+    )
+    logged = metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
+    curve = [
+      {'episodes': row['step'] * section.batch, 'success': row['train/success']}
+      for row in logged
+      if 'train/success' in row
+    ]
+    measure = lambda key: common.success_rate(
+      lambda k: self.episodes(state.params, self.method.frozen, k),
+      key,
+      config.evaluate.episodes,
+      config.evaluate.batch,
+    )
+    return {
+      'learning_rate': rate,
+      'seed': seed,
+      'initial_success': next(r['eval/success'] for r in logged if 'eval/success' in r),
+      'selection_success': measure(stream('selection'))['success'],
+      **measure(stream('final')),
+      'curve': curve,
+    }
 
 
 if __name__ == '__main__':

@@ -137,7 +137,7 @@ def _probe_numbers(result: Result) -> list[Number]:
 
 
 def _control_numbers(result: Result) -> list[Number]:
-  best = max(result['layers'], key=lambda row: row['post_training']['success'])
+  best = next(row for row in result['layers'] if row['layer'] == result['best_layer'])
   return [
     Number(
       f'Unseen task: labelled controllers switched by the truth, layer {best["layer"]}',

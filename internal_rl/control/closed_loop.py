@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from internal_rl.control.unroll import unroll
 from internal_rl.envs.environment import Environment
 from internal_rl.models.sequence_model import Carry, SequenceModel
-from internal_rl.types import Key, Params, TimeStep
+from internal_rl.types import Key, Keys, Params, TimeStep
 
-Steer = Callable[[Any, Float[Array, 'b d']], Float[Array, 'b d']]
+Steer = Callable[[Any, Float[Array, 'b d'], Any], Float[Array, 'b d']]
 
 
 @struct.dataclass
@@ -47,14 +48,16 @@ class RawEpisodes:
 class _Carry:
   env: Any
   base: Carry
+  context: Any
+  keys: Keys
   observation: Shaped[Array, 'b o']
   done: Bool[Array, ' b']
   time: Int[Array, '']
   out: RawEpisodes
 
 
-def _no_steering(env_state: Any, e: Float[Array, 'b d']) -> Float[Array, 'b d']:
-  del env_state
+def _no_steering(env_state: Any, e: Float[Array, 'b d'], context: Any) -> Float[Array, 'b d']:
+  del env_state, context
   return e
 
 
@@ -81,26 +84,40 @@ class BaseRollout:
       params: of the base model.
       key: consumed.
       tasks: index of each episode's task.
-      steer: `(environment state, e) -> e^`, applied to the stream at `layer` at every raw step.
-        Only analyses may look at the state's ground truth.
+      steer: `(environment state, e, context) -> e^`, applied to the stream at `layer` at every raw
+        step. Only analyses may look at the state's ground truth.
     """
     reset_key, sampling_key = jax.random.split(key)
     reset_keys = jax.random.split(reset_key, tasks.shape[0])
     return self.run(params, sampling_key, *jax.vmap(self.env.reset)(reset_keys, tasks), steer)
 
   def run(
-    self, params: Params, key: Key, env_state: Any, timestep: TimeStep, steer: Steer = _no_steering
+    self,
+    params: Params,
+    key: Key,
+    env_state: Any,
+    timestep: TimeStep,
+    steer: Steer = _no_steering,
+    context: Any = (),
   ) -> RawEpisodes:
-    """The same from given starts; `key` is consumed by the actions alone."""
+    """The same from given starts; `key` is consumed by the actions alone.
+
+    `context` is what else `steer` looks at: arrays with one row an episode.
+    """
 
     def step(carry: _Carry) -> _Carry:
       lower, e = self.model.apply(
         params, carry.base.lower, carry.observation, method=SequenceModel.lower_step
       )
       upper, predictions = self.model.apply(
-        params, carry.base.upper, steer(carry.env, e), method=SequenceModel.upper_step
+        params,
+        carry.base.upper,
+        steer(carry.env, e, carry.context),
+        method=SequenceModel.upper_step,
       )
-      action = predictions.action.sample(jax.random.fold_in(key, carry.time))
+      action = jax.vmap(lambda distribution, key: distribution.sample(key))(
+        predictions.action, jax.vmap(jax.random.fold_in, (0, None))(carry.keys, carry.time)
+      )
       record = {
         'observations': carry.observation,
         'actions': action,
@@ -119,12 +136,13 @@ class BaseRollout:
         out=carry.out.replace(returns=carry.out.returns + timestep.reward, **written),
       )
 
-    unfinished = lambda carry: (carry.time < self.env.time_limit) & ~carry.done.all()
-    start = self._start(params, env_state, timestep)
-    end = jax.lax.while_loop(unfinished, step, start)
+    start = self._start(params, key, env_state, timestep, context)
+    end = unroll(step, start, self.env.time_limit)
     return end.out.replace(lengths=end.env.time, final=end.env)
 
-  def _start(self, params: Params, env_state: Any, timestep: TimeStep) -> _Carry:
+  def _start(
+    self, params: Params, key: Key, env_state: Any, timestep: TimeStep, context: Any
+  ) -> _Carry:
     batch, steps = timestep.done.shape[0], self.env.time_limit
     base = self.model.initial_carry(batch, steps, layer=self.layer)
 
@@ -149,6 +167,8 @@ class BaseRollout:
     return _Carry(
       env=env_state,
       base=base,
+      context=context,
+      keys=jax.random.split(key, batch),
       observation=observation,
       done=timestep.done,
       time=jnp.zeros((), jnp.int32),

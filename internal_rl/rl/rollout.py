@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from internal_rl.control.unroll import unroll
 from internal_rl.envs.environment import Environment
 from internal_rl.metacontroller.metacontroller import Metacontroller, SwitchCarry
 from internal_rl.models.sequence_model import Carry, SequenceModel
@@ -55,6 +56,7 @@ class _Carry:
   """One raw step's state of the whole batch; see also `InternalState`."""
 
   env: Any
+  keys: Keys
   base: Carry
   switch: SwitchCarry
   e: Float[Array, 'b d']
@@ -109,10 +111,9 @@ class InternalRollout:
   ) -> Decisions:
     """The same with one key an episode."""
     reset_keys, sampling_keys = jax.vmap(episode_keys)(keys)
-    step = functools.partial(self._step, policy_params, frozen, sampling_keys)
-    start = self._start(frozen, reset_keys, tasks)
-    unfinished = lambda carry: (carry.time < self.env.time_limit) & ~carry.done.all()
-    end = jax.lax.while_loop(unfinished, step, start)
+    step = functools.partial(self._step, policy_params, frozen)
+    start = self._start(frozen, reset_keys, sampling_keys, tasks)
+    end = unroll(step, start, self.env.time_limit)
     return end.out.replace(
       mask=jnp.arange(self.capacity)[None] < end.count[:, None],
       dropped=jnp.maximum(end.count - self.capacity, 0),
@@ -120,7 +121,9 @@ class InternalRollout:
       final=end.env,
     )
 
-  def _start(self, frozen: Frozen, reset_keys: Keys, tasks: Int[Array, ' b']) -> _Carry:
+  def _start(
+    self, frozen: Frozen, reset_keys: Keys, sampling_keys: Keys, tasks: Int[Array, ' b']
+  ) -> _Carry:
     batch = tasks.shape[0]
     env_state, timestep = jax.vmap(self.env.reset)(reset_keys, tasks)
     base = self.model.initial_carry(batch, self.env.time_limit)
@@ -143,6 +146,7 @@ class InternalRollout:
     )
     return _Carry(
       env=env_state,
+      keys=sampling_keys,
       base=base.replace(lower=lower),
       switch=switch,
       e=e,
@@ -155,15 +159,13 @@ class InternalRollout:
       out=out,
     )
 
-  def _step(
-    self, policy_params: Params, frozen: Frozen, sampling_keys: Keys, carry: _Carry
-  ) -> _Carry:
-    carry = self._decide(policy_params, sampling_keys, carry)
+  def _step(self, policy_params: Params, frozen: Frozen, carry: _Carry) -> _Carry:
+    carry = self._decide(policy_params, carry)
     controlled = self._apply(frozen, Metacontroller.control, carry.z, carry.e)
     upper, predictions = self.model.apply(
       frozen.base, carry.base.upper, controlled, method=SequenceModel.upper_step
     )
-    keys = jax.vmap(action_key, (0, None))(sampling_keys, carry.time)
+    keys = jax.vmap(action_key, (0, None))(carry.keys, carry.time)
     actions = jax.vmap(lambda distribution, key: distribution.sample(key))(predictions.action, keys)
     env_state, timestep = jax.vmap(self.env.step)(carry.env, actions)
     lower, e = self._lower(frozen, carry.base.lower, timestep.observation)
@@ -180,13 +182,13 @@ class InternalRollout:
       out=carry.out.replace(returns=carry.out.returns + timestep.reward),
     )
 
-  def _decide(self, policy_params: Params, sampling_keys: Keys, carry: _Carry) -> _Carry:
+  def _decide(self, policy_params: Params, carry: _Carry) -> _Carry:
     """Samples a code and records the decision, in the episodes where one is due."""
     decide = carry.due & ~carry.done
     policy, distribution = self.policy.apply(
       policy_params, carry.policy, carry.e, method=CodePolicy.step
     )
-    keys = jax.vmap(code_key, (0, None))(sampling_keys, carry.time)
+    keys = jax.vmap(code_key, (0, None))(carry.keys, carry.time)
     z = jax.vmap(lambda distribution, key: distribution.sample(key))(distribution, keys)
     # Rows that do not decide, or whose buffer is full, are written out of bounds, and so nowhere.
     row = jnp.arange(decide.shape[0])

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -146,7 +147,7 @@ def fit(
         run = _Run(
           config=config,
           frozen=jax.tree.map(jnp.asarray, frozen),
-          evaluate=evaluate and jax.jit(evaluate),
+          evaluate=evaluate and _jit(evaluate),
           checkpoints=checkpoints,
           metrics=metrics,
           progress=progress,
@@ -166,9 +167,18 @@ def compile_call(
   """Jitted `(state, frozen) -> (state, metrics [updates, ...])`, which donates the state.
 
   The shardings of the state that comes out are pinned to those of `state`, so that a second call is
-  the same program as the first.
+  the same program as the first. Runs that share `update` share it too.
   """
+  leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
+  return _compile_call(update, updates, tuple(leaves), structure)
 
+
+# Runs of one sweep differ in data alone: they hand in the same functions, compiled once.
+_jit = functools.lru_cache(maxsize=2)(jax.jit)
+
+
+@functools.lru_cache(maxsize=2)
+def _compile_call(update: Update, updates: int, shardings: tuple, structure: Any):
   def call(state, frozen):
     def one(state, _):
       fold_in = jax.vmap(jax.random.fold_in) if state.step.ndim else jax.random.fold_in
@@ -176,7 +186,7 @@ def compile_call(
 
     return jax.lax.scan(one, state, length=updates)
 
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  shardings = jax.tree.unflatten(structure, shardings)
   return jax.jit(call, donate_argnums=0, out_shardings=(shardings, None))
 
 

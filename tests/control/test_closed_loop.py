@@ -41,7 +41,7 @@ def test_observations_and_returns_are_those_of_stepping_the_environment():
 def test_steering_acts_at_its_layer_on_every_step():
   shift = jnp.cos(jnp.arange(tiny.WIDTH)) * 3
   for layer in (0, 2):
-    model, params, episodes = rollout(lambda state, e: e + shift[None], layer)
+    model, params, episodes = rollout(lambda state, e, context: e + shift[None], layer)
     e = model.apply(params, episodes.observations, layer, method='lower')
     action = model.apply(params, e + shift[None, None], layer, method='upper').action
     gap = jnp.where(episodes.mask, action.log_prob(episodes.actions) - episodes.log_prob, 0)

@@ -36,7 +36,9 @@ def test_a_linear_layer_is_x_times_kernel_plus_bias():
 def test_a_linear_layer_takes_one_step_as_well_as_a_sequence():
   layer = dense(7, init_scale=1.0)
   params = layer.init(jax.random.key(2), _X)
-  np.testing.assert_allclose(layer.apply(params, _X[:, 2]), layer.apply(params, _X)[:, 2], rtol=1e-5)
+  np.testing.assert_allclose(
+    layer.apply(params, _X[:, 2]), layer.apply(params, _X)[:, 2], rtol=1e-5
+  )
 
 
 def test_a_linear_layer_computes_in_its_dtype():

@@ -93,9 +93,24 @@ def test_a_run_and_its_resumption_each_compile_one_call_once(tmp_path, populatio
 
   for steps in (12, 24):
     traces.clear()
+    loop._compile_call.cache_clear()  # A resumption is another process.
     with toy.compilations('call') as compilations:
       training.fit(traced, state, training.FitConfig(steps, 2), str(tmp_path), frozen=toy.frozen())
     assert len(traces) == len(compilations) == 1
+
+
+def test_runs_that_share_their_update_compile_it_once(tmp_path):
+  update = lambda *args: toy.update(*args)
+
+  def judge(*args):
+    return toy.evaluate(*args)
+
+  run = training.FitConfig(4, 2, eval_every=2)
+  with toy.compilations('call') as calls, toy.compilations('judge') as evaluations:
+    for name, seed in (('a', 0), ('b', 1)):
+      state = toy.state().replace(key=jax.random.key(seed))
+      training.fit(update, state, run, str(tmp_path / name), frozen=toy.frozen(), evaluate=judge)
+  assert len(calls) == len(evaluations) == 1
 
 
 def test_frozen_parameters_are_arguments_of_the_call(tmp_path, calls):
