@@ -109,7 +109,6 @@ def _paper() -> ConfigDict:
       'summary': 'last',
       'switch_hidden': 32,
       'switch_bias': 0.0,
-      'scalar_gate': True,
       'first_gate': 'open',
       'threshold': 0.5,
       'temperature': 1.0,

@@ -65,7 +65,7 @@ def environment(config: Config, task_names: tuple[str, ...] = (), time_limit: in
     raise ValueError(f"env.kind={config.env.kind!r}: must be 'gridworld'")
   if config.env.family not in FAMILIES:
     raise ValueError(f'env.family={config.env.family!r}: must be one of {sorted(FAMILIES)}')
-  return Gridworld(
+  env = Gridworld(
     grid_size=config.env.grid_size,
     num_objects=config.env.num_objects,
     num_walls=config.env.num_walls,
@@ -73,6 +73,21 @@ def environment(config: Config, task_names: tuple[str, ...] = (), time_limit: in
     family=FAMILIES[config.env.family],
     task_names=task_names,
   )
+  _require_solvable(env)
+  return env
+
+
+@functools.lru_cache
+def _require_solvable(env: Gridworld) -> None:
+  """Refuses a world in which `reset` would look for a solvable layout for ever, or nearly so."""
+  drawn = dataclasses.replace(env, resample=False)
+  keys = jax.random.split(jax.random.key(0), 1000)
+  _, unsolvable = jax.jit(jax.vmap(drawn.sample_layout))(keys)
+  if unsolvable.all():
+    raise ValueError(
+      f'env.grid_size={env.grid_size}: of {len(keys)} layouts with {env.num_objects} objects and '
+      f'{env.num_walls} walls, none lets every task be completed; use a larger grid or fewer walls'
+    )
 
 
 def post_training_environment(config: Config) -> Gridworld:

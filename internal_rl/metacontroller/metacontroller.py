@@ -61,7 +61,8 @@ class Metacontroller(nn.Module):
     summary: 'last', 'mean' or 'per_step', see `SequenceEmbedder`; the paper leaves it open.
     switch_hidden: hidden layer of the switch; the paper leaves it open.
     switch_bias: initial bias of the switch; the paper leaves it open.
-    scalar_gate: one gate for the whole code, or one for each dimension; the paper leaves it open.
+    scalar_gate: one gate for the whole code, or one for each dimension; the paper leaves it open,
+      but internal RL needs one.
     first_gate: beta_1, where z_0 is undefined: 'open' for 1, 'free' for the gate's own value with
       z_0 = 0; the paper leaves it open.
     threshold: beta above which a hard gate is open (App. C.6: 0.5).

@@ -91,6 +91,10 @@ class InternalRollout:
   max_decisions: int | None = None
   forced: bool = False
 
+  def __post_init__(self):
+    if self.metacontroller.num_gates > 1:
+      raise ValueError('metacontroller.scalar_gate=False: a decision needs one switch, not several')
+
   @property
   def capacity(self) -> int:
     return self.max_decisions or self.env.time_limit
@@ -170,7 +174,7 @@ class InternalRollout:
     env_state, timestep = jax.vmap(self.env.step)(carry.env, actions)
     lower, e = self._lower(frozen, carry.base.lower, timestep.observation)
     switch, beta = self._switch(frozen, carry.switch, e, carry.z)
-    due = jnp.ones_like(carry.due) if self.forced else beta.mean(-1) >= self.threshold
+    due = jnp.ones_like(carry.due) if self.forced else beta[:, 0] >= self.threshold
     return carry.replace(
       env=env_state,
       base=Carry(lower=lower, upper=upper),

@@ -86,12 +86,11 @@ def test_200_000_transitions_of_the_papers_world_match_the_oracle():
   rng = np.random.default_rng(0)
   tasks = colours_of(PAPER.family.pretraining)
   live = completed = 0
-  for _ in range(4):
+  while live < 200_000:  # Transitions after the end of an episode, which is absorbing, not counted.
     boards = [oracle.random_board(rng, 7, 8, 4) for _ in range(1000)]
     taken, rewards = assert_agrees(PAPER, tasks, boards, 50, rng)
     live, completed = live + taken, completed + rewards
-  assert live > 60_000  # The other transitions are absorbing.
-  assert completed > 300
+  assert completed > 1000
 
 
 @st.composite

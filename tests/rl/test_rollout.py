@@ -88,6 +88,12 @@ def test_an_episode_does_not_depend_on_its_neighbours():
   np.testing.assert_allclose(part.z, whole.z[2:4], atol=1e-5)
 
 
+def test_a_gate_for_every_dimension_is_refused():
+  model, module, policy, _, _ = make('transformer')
+  with pytest.raises(ValueError, match='scalar_gate=False'):
+    InternalRollout(tiny.ENV, model, module.clone(scalar_gate=False), policy)
+
+
 def test_fresh_policy_is_the_prior():
   policy = tiny.policy()
   e = jax.random.normal(jax.random.key(0), (2, 3, tiny.WIDTH))
