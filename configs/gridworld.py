@@ -78,6 +78,7 @@ def _paper() -> ConfigDict:
       'norm': 'rms',
       'relative_buckets': 32,
       'init_scale': 0.1,
+      'embedding_scale': 0.1,
       'controlled_layer': 3,
       'observation_likelihood': 'categorical',  # [open] or 'bernoulli'
       'dtype': 'float32',

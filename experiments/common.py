@@ -149,6 +149,7 @@ def base_model(config: Config) -> SequenceModel:
     norm=model.norm,
     relative_buckets=model.relative_buckets,
     init_scale=model.init_scale,
+    embedding_scale=model.embedding_scale,
     controlled_layer=model.controlled_layer,
     dtype=jnp.dtype(model.dtype),
     remat=model.remat,

@@ -46,6 +46,8 @@ class SequenceModel(nn.Module, kw_only=True):
     activation: of the MLPs: 'relu', 'gelu' or 'silu'; open in the paper for the transformer.
     norm: 'rms' or 'layer'; open in the paper.
     init_scale: variance scaling of every kernel.
+    embedding_scale: the same of the embedding's alone, whose inputs may be mostly zeros; None for
+      `init_scale`.
     controlled_layer: in `0..num_blocks`; None for the middle, `num_blocks // 2`.
     dtype: compute dtype; parameters, recurrences and predictions are float32.
     remat: recompute blocks in the backward pass instead of storing their activations.
@@ -65,12 +67,14 @@ class SequenceModel(nn.Module, kw_only=True):
   activation: str = 'relu'
   norm: str = 'rms'
   init_scale: float = 0.1
+  embedding_scale: float | None = None
   controlled_layer: int | None = None
   dtype: Any = jnp.float32
   remat: bool = False
 
   def setup(self) -> None:
-    self.embedding = dense(self.width, self.init_scale, self.dtype)
+    scale = self.init_scale if self.embedding_scale is None else self.embedding_scale
+    self.embedding = dense(self.width, scale, self.dtype)
     self.blocks = [self._make_block() for _ in range(self.num_blocks)]
     self.final_norm = normalisation(self.norm, self.dtype)
 
