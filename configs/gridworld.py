@@ -7,7 +7,7 @@ of an hour on two cores; 'smoke' seconds, to see that everything runs. Every fie
 from the command line, `--config.pretrain.batch=256`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config(preset: str = 'quickstart') -> ConfigDict:
@@ -78,7 +78,7 @@ def _paper() -> ConfigDict:
       'norm': 'rms',
       'relative_buckets': 32,
       'init_scale': 0.1,
-      'embedding_scale': 0.1,
+      'embedding_scale': config_dict.placeholder(float),  # None: init_scale
       'controlled_layer': 3,
       'observation_likelihood': 'categorical',  # [open] or 'bernoulli'
       'dtype': 'float32',

@@ -80,12 +80,14 @@ def environment(config: Config, task_names: tuple[str, ...] = (), time_limit: in
 @functools.lru_cache
 def _require_solvable(env: Gridworld) -> None:
   """Refuses a world in which `reset` would look for a solvable layout for ever, or nearly so."""
-  drawn = dataclasses.replace(env, resample=False)
-  keys = jax.random.split(jax.random.key(0), 1000)
-  _, unsolvable = jax.jit(jax.vmap(drawn.sample_layout))(keys)
-  if unsolvable.all():
+  drawn, count = dataclasses.replace(env, resample=False), 1000
+  with jax.ensure_compile_time_eval():  # The first to ask may be a function under trace.
+    keys = jax.random.split(jax.random.key(0), count)
+    _, unsolvable = jax.jit(jax.vmap(drawn.sample_layout))(keys)
+    possible = not unsolvable.all()
+  if not possible:
     raise ValueError(
-      f'env.grid_size={env.grid_size}: of {len(keys)} layouts with {env.num_objects} objects and '
+      f'env.grid_size={env.grid_size}: of {count} layouts with {env.num_objects} objects and '
       f'{env.num_walls} walls, none lets every task be completed; use a larger grid or fewer walls'
     )
 

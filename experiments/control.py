@@ -4,6 +4,7 @@ python -m experiments.control --config=configs/gridworld.py:quickstart --workdir
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from internal_rl.metacontroller.loss import masked_mean
 from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.training import loop
 from internal_rl.training import state as state_lib
+from internal_rl.types import Key
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -70,20 +72,19 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
   row: dict[str, Any] = {'layer': layer}
   batch = data.sample((), common.key_for(config, 'control', layer, 'nll'), section.eval_batch)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
-  for name, env in (
-    ('pretraining', common.environment(config)),
-    ('selection', common.post_training_environment(config)),
-    ('post_training', common.post_training_environment(config)),
+  for env, names in (
+    (common.environment(config), ['pretraining']),
+    (common.post_training_environment(config), ['selection', 'post_training']),
   ):
-    final = common.key_for(config, 'control', layer, name)
-    row[name] = _closed_loop(config, env, controller, state.params, base, layer, final)
+    success = _closed_loop(config, env, controller, state.params, base, layer)
+    row |= {name: success(common.key_for(config, 'control', layer, name)) for name in names}
   return row
 
 
 def _closed_loop(
-  config: common.Config, env, controller: Controller, params, base, layer: int, key
-) -> dict[str, float]:
-  """Success on the tasks of `env`, with the controller of the true subgoal at every raw step."""
+  config: common.Config, env, controller: Controller, params, base, layer: int
+) -> Callable[[Key], dict[str, float]]:
+  """Returns what measures success on the tasks of `env`, steered by the true subgoal at every step."""
   rollout = BaseRollout(env, common.base_model(config), layer)
   tasks = common.task_batch(env, config.evaluate.batch)
   num_subgoals = len(env.family.subgoals)
@@ -94,8 +95,8 @@ def _closed_loop(
     steer = lambda state, e, context: e + controller.apply(params, one_hot(state), e)
     return rollout(base, key, tasks, steer)
 
-  return common.success_rate(
-    lambda key: episodes(base, params, key),
+  return lambda key: common.success_rate(
+    lambda k: episodes(base, params, k),
     key,
     config.evaluate.episodes,
     config.evaluate.batch,

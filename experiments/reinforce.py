@@ -46,10 +46,14 @@ def run(config: common.Config, workdir: str, name: str = 'internal') -> dict[str
   """
   started, section = time.time(), config.reinforce
   if name not in METHODS:
-    raise ValueError(f'method={name!r}: must be one of {sorted(METHODS)}')
-  rates = section.learning_rates if name == 'internal' else section.raw_learning_rates
-  if not rates or section.seeds < 1:
-    raise ValueError('reinforce: name at least one learning rate and one seed')
+    raise ValueError(f'name={name!r}: must be one of {sorted(METHODS)}')
+  field, rates = 'learning_rates', section.learning_rates
+  if name == 'raw':
+    field, rates = 'raw_learning_rates', section.raw_learning_rates
+  if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
+    raise ValueError(f'reinforce.{field}={rates}: must be positive, each another, at least one')
+  if section.seeds < 1:
+    raise ValueError(f'reinforce.seeds={section.seeds}: must be at least 1')
   trainer = _Trainer(config, workdir, name)
   runs = [trainer.run(rate, seed) for rate in rates for seed in range(section.seeds)]
   of = lambda rate, field: [r[field] for r in runs if r['learning_rate'] == rate]
@@ -121,7 +125,7 @@ class _Trainer:
     self.how = learner.LearnerConfig(
       section.epochs, section.minibatches, section.clip, section.entropy_coefficient
     )
-    self.tx = self.optimiser(1.0)
+    self.tx = self.optimiser(1.0)  # Whatever the rate: a run's own is in its state.
     self.episodes = jax.jit(self.play)
 
   def optimiser(self, rate: float) -> optax.GradientTransformation:
@@ -129,7 +133,7 @@ class _Trainer:
     section = self.config.reinforce
     return optax.chain(
       common.optimiser(section, 1.0, section.epochs * section.minibatches),
-      optax.inject_hyperparams(optax.scale)(step_size=rate),
+      optax.inject_hyperparams(optax.scale)(step_size=float(rate)),
     )
 
   def play(self, params: Params, frozen: Any, key: Key) -> Any:

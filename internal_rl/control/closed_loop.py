@@ -23,7 +23,7 @@ Steer = Callable[[Any, Float[Array, 'b d'], Any], Float[Array, 'b d']]
 
 @struct.dataclass
 class RawEpisodes:
-  """A batch of episodes, one entry a raw step.
+  """A batch of episodes, one entry a raw step; what lies past `mask` means nothing.
 
   Attributes:
     observations: what the model read, `o_1 .. o_T`.
@@ -85,7 +85,7 @@ class BaseRollout:
       key: consumed.
       tasks: index of each episode's task.
       steer: `(environment state, e, context) -> e^`, applied to the stream at `layer` at every raw
-        step. Only analyses may look at the state's ground truth.
+        step; here the context is empty. Only analyses may look at the state's ground truth.
     """
     reset_key, sampling_key = jax.random.split(key)
     reset_keys = jax.random.split(reset_key, tasks.shape[0])
@@ -102,7 +102,8 @@ class BaseRollout:
   ) -> RawEpisodes:
     """The same from given starts; `key` is consumed by the actions alone.
 
-    `context` is what else `steer` looks at: arrays with one row an episode.
+    `context` is what else `steer` looks at: arrays with one row an episode. It may not close over
+    such arrays, because rows are gathered as episodes end.
     """
 
     def step(carry: _Carry) -> _Carry:

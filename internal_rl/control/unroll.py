@@ -19,8 +19,8 @@ def unroll(step: Callable[[Any], Any], carry: Any, time_limit: int) -> Any:
   Args:
     step: one step of a batch of any size. What it gives an episode must depend on that episode's
       row alone.
-    carry: a dataclass of arrays with the leading axis `b`, among them `done`, and of scalars that
-      all episodes share, among them `time`.
+    carry: a dataclass of arrays, all with the leading axis `b`, among them `done`, and of scalars
+      that all episodes share, among them `time`.
     time_limit: of the episodes, in steps.
   """
   part = carry.done.shape[0] // _SHRINK

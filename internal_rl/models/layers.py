@@ -73,7 +73,8 @@ def _rms_norm_forward(x, scale):
 def _rms_norm_backward(residuals, grad):
   x, inverse, scale = residuals
   normed = x * inverse
-  along = (grad * normed) @ scale / x.shape[-1]
+  # In full precision, which on accelerators is not the default of a product.
+  along = jnp.matmul(grad * normed, scale, precision=jax.lax.Precision.HIGHEST) / x.shape[-1]
   grad_x = inverse * (grad * _as_row(scale, x) - normed * along[..., None])
   return grad_x, jnp.sum(grad * normed, axis=range(x.ndim - 1))
 

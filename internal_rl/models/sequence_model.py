@@ -46,7 +46,7 @@ class SequenceModel(nn.Module, kw_only=True):
     activation: of the MLPs: 'relu', 'gelu' or 'silu'; open in the paper for the transformer.
     norm: 'rms' or 'layer'; open in the paper.
     init_scale: variance scaling of every kernel.
-    embedding_scale: the same of the embedding's alone, whose inputs may be mostly zeros; None for
+    embedding_scale: that of the embedding's kernel, whose inputs may be mostly zeros; None for
       `init_scale`.
     controlled_layer: in `0..num_blocks`; None for the middle, `num_blocks // 2`.
     dtype: compute dtype; parameters, recurrences and predictions are float32.

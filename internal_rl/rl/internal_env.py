@@ -142,7 +142,7 @@ class InternalEnvironment:
       time=state.time + 1,
       done=timestep.done,
     )
-    return state, beta.mean() >= self.threshold, timestep.reward
+    return state, beta[0, 0] >= self.threshold, timestep.reward
 
   def _lower(self, frozen: Frozen, carry, observation):
     return self.model.apply(frozen.base, carry, observation[None], method=SequenceModel.lower_step)

@@ -93,7 +93,9 @@ class InternalRollout:
 
   def __post_init__(self):
     if self.metacontroller.num_gates > 1:
-      raise ValueError('metacontroller.scalar_gate=False: a decision needs one switch, not several')
+      raise ValueError(
+        'metacontroller.scalar_gate=False: must be True for internal RL; one switch decides'
+      )
 
   @property
   def capacity(self) -> int:

@@ -103,8 +103,9 @@ def fit(
   Args:
     update: pure `(state, frozen, key) -> (state, metrics)`, not jitted, one step on; see
       `apply_gradients`. Metrics are scalars or small arrays. One called `loss` must stay finite.
-      For a population it is the caller's `jax.vmap(update, in_axes=(0, None, 0))`, and gets one key
-      for each member.
+      It and `evaluate` must be hashable, as functions and methods are: runs that hand in the same
+      ones share what is compiled of them. For a population it is the caller's
+      `jax.vmap(update, in_axes=(0, None, 0))`, and gets one key for each member.
     state: where to start without a checkpoint. It is copied, so the caller's stays valid. Leaves
       keep their devices and shardings; see `training.mesh`.
     config: lengths and intervals.
@@ -173,7 +174,8 @@ def compile_call(
   return _compile_call(update, updates, tuple(leaves), structure)
 
 
-# Runs of one sweep differ in data alone: they hand in the same functions, compiled once.
+# Runs of one sweep differ in data alone: they hand in the same functions, compiled once. Two, so
+# that a sweep is found again, and hardly more than that is kept alive.
 _jit = functools.lru_cache(maxsize=2)(jax.jit)
 
 
