@@ -168,12 +168,14 @@ def _paper() -> ConfigDict:
 
 def _small(config: ConfigDict) -> None:
   """A world in which colour pairs still have to mean goals: 5 x 5 cells, 6 colours in 4 pairs."""
-  config.env.update(grid_size=5, num_objects=6, num_walls=1, time_limit=64, family='four_pairs')
-  config.data.update(horizon=48)
-  config.model.update(width=128, num_blocks=4, mlp_width=256, controlled_layer=2)
+  config.env.update(grid_size=5, num_objects=6, num_walls=0, time_limit=64, family='four_pairs')
+  config.data.update(horizon=36)
+  config.model.update(
+    width=64, num_blocks=4, mlp_width=256, controlled_layer=2, embedding_scale=10.0
+  )
   config.pretrain.update(
-    steps=20_000,
-    batch=128,
+    steps=50_000,
+    batch=64,
     optimiser='muon',
     learning_rate=2e-2,
     # Decay is multiplied by the learning rate, and Muon's is large.
@@ -181,9 +183,10 @@ def _small(config: ConfigDict) -> None:
     schedule='cosine',
     warmup_steps=200,
     clip_norm=1.0,
-    eval_every=1000,
-    checkpoint_every=500,
-    observation_weight=0.0,
+    eval_every=2500,
+    checkpoint_every=2500,
+    # Without it the model forgets colours on the way up, and is late to learn what they are for.
+    observation_weight=0.05,
   )
   config.probe.update(steps=1000, batch=128, learning_rate=3e-3)
   config.control.update(steps=1000, batch=128, learning_rate=3e-3, layers=(0, 1, 2, 3, 4))
@@ -202,7 +205,7 @@ def _small(config: ConfigDict) -> None:
     eval_every=500,
     checkpoint_every=500,
   )
-  config.policy.update(width=128, mlp_width=256, num_heads=4)
+  config.policy.update(width=64, mlp_width=128, num_heads=4)
   config.reinforce.update(
     steps=500,
     batch=512,
@@ -221,28 +224,34 @@ def _small(config: ConfigDict) -> None:
 
 
 def _quickstart(config: ConfigDict) -> None:
-  """The smallest world that shows every phenomenon: 5 x 5 cells, 4 colours, no walls."""
+  """The smallest world in which switches are found: 4 x 4 cells, 4 colours, no walls."""
   _small(config)
-  config.env.update(grid_size=5, num_objects=4, num_walls=0, time_limit=40, family='ant')
-  config.data.update(horizon=24)
-  config.model.update(width=64, num_blocks=4, mlp_width=128)
-  config.pretrain.update(steps=5000)
+  config.env.update(grid_size=4, num_objects=4, num_walls=0, time_limit=32, family='ant')
+  config.data.update(horizon=20)
+  config.pretrain.update(steps=4000, eval_every=1000, checkpoint_every=1000, observation_weight=0.0)
   config.probe.update(steps=300)
   config.control.update(steps=300, layers=(2,))
   config.discover.update(
-    steps=2400, alphas=(0.2,), alpha_delay=200, alpha_ramp=400, hard_steps=0, eval_every=400
+    steps=2400,
+    batch=64,
+    alphas=(0.2,),
+    alpha_delay=200,
+    alpha_ramp=400,
+    hard_steps=0,
+    eval_every=400,
   )
-  config.policy.update(width=64, mlp_width=128)
   config.reinforce.update(
-    steps=100,
-    batch=1024,
+    steps=50,
+    batch=4096,
     seeds=1,
-    learning_rates=(3e-4, 1e-3),
-    raw_learning_rates=(3e-5, 3e-4),
+    learning_rates=(3e-3, 1e-2),
+    raw_learning_rates=(1e-4, 1e-3),
     time_limit=32,
     max_decisions=20,
-    epochs=2,
-    minibatches=4,
+    epochs=1,
+    minibatches=2,
+    eval_every=10,
+    checkpoint_every=10,
   )
 
 

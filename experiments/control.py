@@ -84,7 +84,7 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
 def _closed_loop(
   config: common.Config, env, controller: Controller, params, base, layer: int
 ) -> Callable[[Key], dict[str, float]]:
-  """Returns what measures success on the tasks of `env`, steered by the true subgoal at every step."""
+  """Returns what measures success on the tasks of `env`, steered by the true subgoal throughout."""
   rollout = BaseRollout(env, common.base_model(config), layer)
   tasks = common.task_batch(env, config.evaluate.batch)
   num_subgoals = len(env.family.subgoals)

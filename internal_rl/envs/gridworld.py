@@ -26,6 +26,7 @@ class State:
     rejected: layouts drawn before this one that were unsolvable; with `resample=False`, 1 if this
       very layout is unsolvable.
     subgoal: ground-truth subgoal in force. Analysis only.
+    picture: what is observed of the layout, to which a step only adds the agent.
   """
 
   layout: Layout
@@ -34,6 +35,7 @@ class State:
   time: Int[Array, '*b']
   rejected: Int[Array, '*b']
   subgoal: Int[Array, '*b']
+  picture: UInt8[Array, '*b o']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +97,16 @@ class Gridworld:
 
   def observe(self, layout: Layout, position: Int[Array, '']) -> UInt8[Array, ' o']:
     """Returns the flat one-hot observation, cells major and channels minor."""
-    entities = jnp.concatenate([layout.objects, layout.walls, position[None]])
+    return self._add_agent(self._draw(layout), position)
+
+  def _draw(self, layout: Layout) -> UInt8[Array, ' o']:
+    no_agent = jnp.full(1, -1, layout.objects.dtype)
+    entities = jnp.concatenate([layout.objects, layout.walls, no_agent])
     cells = jnp.arange(self.grid_size**2)
     return (cells[:, None] == entities[None]).astype(jnp.uint8).reshape(-1)
+
+  def _add_agent(self, picture: UInt8[Array, ' o'], position: Int[Array, '']) -> UInt8[Array, ' o']:
+    return picture.at[(position + 1) * self.num_channels - 1].set(1)
 
   def sample_layout(self, key: Key) -> tuple[Layout, Int[Array, '']]:
     """Returns a layout and the number of unsolvable ones that were rejected on the way to it."""
@@ -145,9 +154,11 @@ class Gridworld:
       time=jnp.zeros((), jnp.int32),
       rejected=jnp.asarray(rejected, jnp.int32),
       subgoal=pinpad.subgoal(self.tasks, progress),
+      picture=self._draw(layout),
     )
-    observation = self.observe(layout, layout.start)
-    return state, TimeStep(observation, jnp.zeros(()), jnp.array(False))
+    return state, TimeStep(
+      self._add_agent(state.picture, layout.start), jnp.zeros(()), jnp.array(False)
+    )
 
   def step(self, state: State, action: Int[Array, '']) -> tuple[State, TimeStep]:
     """Moves the agent; absorbing after the end."""
@@ -164,4 +175,4 @@ class Gridworld:
       time=time,
       subgoal=pinpad.subgoal(self.tasks, progress),
     )
-    return state, TimeStep(self.observe(layout, position), reward, progress.done)
+    return state, TimeStep(self._add_agent(state.picture, position), reward, progress.done)
