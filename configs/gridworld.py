@@ -224,35 +224,43 @@ def _small(config: ConfigDict) -> None:
 
 
 def _quickstart(config: ConfigDict) -> None:
-  """The smallest world in which switches are found: 4 x 4 cells, 4 colours, no walls."""
+  """Small enough for a base model at its floor within minutes: 3 x 3 cells, 4 colours, no walls."""
   _small(config)
-  config.env.update(grid_size=4, num_objects=4, num_walls=0, time_limit=32, family='ant')
-  config.data.update(horizon=20)
-  config.pretrain.update(steps=4000, eval_every=1000, checkpoint_every=1000, observation_weight=0.0)
+  config.env.update(grid_size=3, num_objects=4, num_walls=0, time_limit=24, family='ant')
+  config.data.update(horizon=16)
+  config.model.update(embedding_scale=0.9)
+  config.pretrain.update(steps=4000, eval_every=1000, checkpoint_every=1000)
   config.probe.update(steps=300)
-  config.control.update(steps=300, layers=(2,))
+  config.control.update(
+    steps=800, batch=64, learning_rate=1e-2, schedule='cosine', warmup_steps=50, layers=(2,)
+  )
   config.discover.update(
     steps=2400,
     batch=64,
+    optimiser='muon',
+    learning_rate=6e-3,
     alphas=(0.2,),
     alpha_delay=200,
     alpha_ramp=400,
     hard_steps=0,
     eval_every=400,
+    checkpoint_every=400,
   )
   config.reinforce.update(
-    steps=50,
+    steps=40,
     batch=4096,
     seeds=1,
-    learning_rates=(3e-3, 1e-2),
+    learning_rates=(3e-3, 5e-3),
     raw_learning_rates=(1e-4, 1e-3),
-    time_limit=32,
-    max_decisions=20,
+    time_limit=24,
+    max_decisions=16,
     epochs=1,
     minibatches=2,
     eval_every=10,
+    eval_batch=4096,
     checkpoint_every=10,
   )
+  config.evaluate.update(episodes=16_384, batch=2048)
 
 
 def _smoke(config: ConfigDict) -> None:
