@@ -9,6 +9,7 @@ the frozen lower half is computed once. `--config.discover.gate=open` is the for
 import itertools
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -119,24 +120,30 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     evaluate=evaluate,
     fingerprint=artifacts.fingerprint(config, 'discover'),
   )
-  rows = []
-  for i, (alpha, seed) in enumerate(members):
-    params = jax.tree.map(lambda x, i=i: x[i], population.params)
-    rows.append({'alpha': alpha, 'seed': seed, **_measure_member(config, base, params)})
+  params_of = lambda i: jax.tree.map(lambda x: x[i], population.params)
+  held_out, prior_success = _held_out(config, base), _prior_success(config, base)
+  rows = [
+    {
+      'alpha': alpha,
+      'seed': seed,
+      **held_out(params_of(i)),
+      'prior_success': prior_success(params_of(i), 'selection'),
+    }
+    for i, (alpha, seed) in enumerate(members)
+  ]
   # By what the environment tells: ground-truth subgoals must not choose what internal RL is given.
   prior = [row['prior_success'] for row in rows]
   chosen = max(range(len(rows)), key=lambda i: (prior[i]['success'], prior[i]['progress']))
   checkpoint.save_params(
     os.path.join(directory, 'selected'),
-    jax.tree.map(lambda x: x[chosen], population.params),
+    params_of(chosen),
     artifacts.fingerprint(config, 'discover'),
   )
   logged = metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
   curve = [row for row in logged if 'eval/f1' in row]
-  # Measured again: the best of several is lucky.
-  again = prior_success(config, base, jax.tree.map(lambda x: x[chosen], population.params), 'final')
   values = {
-    'prior_success': again,
+    # Measured again: the best of several is lucky.
+    'prior_success': prior_success(params_of(chosen), 'final'),
     'selected': chosen,
     'selection_episodes': len(rows) * config.evaluate.episodes,
     'members': rows,
@@ -171,34 +178,40 @@ def measure(
   return row, detected, true
 
 
-def _measure_member(config: common.Config, base: Params, params: Params) -> dict[str, Any]:
-  """Measures one metacontroller on held-out layouts, and its prior on the post-training task."""
+def _held_out(config: common.Config, base: Params) -> Callable[[Params], dict[str, float]]:
+  """Returns what measures a metacontroller on held-out layouts; compiles once for all of them."""
   data, _ = common.demonstrations(config, clean=True)
   model = common.base_model(config)
 
   @jax.jit
-  def held_out(params, base, key):
+  def measured_on(params, base, key):
     batch_key, noise_key = jax.random.split(key)
     batch = data.sample((), batch_key, config.evaluate.batch)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     return measure(config, params, base, batch, e, noise_key)
 
-  key = common.key_for(config, 'discover', 'final')
-  measured, detected, true = jax.device_get(held_out(params, base, key))
-  row: dict[str, Any] = {name: float(value) for name, value in measured.items()}
-  for tolerance in (0, 1):
-    found = switching.alignment(detected, true, tolerance)
-    for name in ('precision', 'recall', 'f1'):
-      row[f'{name}_tolerance_{tolerance}'] = getattr(found, name)
-  row['true_switches'] = found.true_switches
-  logging.info('metacontroller: %s', {name: round(value, 4) for name, value in row.items()})
-  return {**row, 'prior_success': prior_success(config, base, params)}
+  def held_out(params: Params) -> dict[str, float]:
+    key = common.key_for(config, 'discover', 'final')
+    measured, detected, true = jax.device_get(measured_on(params, base, key))
+    row = {name: float(value) for name, value in measured.items()}
+    for tolerance in (0, 1):
+      found = switching.alignment(detected, true, tolerance)
+      for name in ('precision', 'recall', 'f1'):
+        row[f'{name}_tolerance_{tolerance}'] = getattr(found, name)
+    row['true_switches'] = found.true_switches
+    logging.info('metacontroller: %s', {name: round(value, 4) for name, value in row.items()})
+    return row
+
+  return held_out
 
 
-def prior_success(
-  config: common.Config, base: Params, params: Params, stream: str = 'selection'
-) -> dict[str, float]:
-  """Returns success on the post-training task with codes from N(0, I), before any RL."""
+def _prior_success(
+  config: common.Config, base: Params
+) -> Callable[[Params, str], dict[str, float]]:
+  """Returns what measures a metacontroller's success on the post-training task before any RL.
+
+  Codes are drawn from N(0, I); the episodes are those of the key stream that is named.
+  """
   env = common.post_training_environment(config)
   # A fresh policy of unit spread is the prior: its head starts at zero.
   policy = common.policy(config).clone(initial_std=1.0)
@@ -206,7 +219,7 @@ def prior_success(
   rollout = common.internal_rollout(config, env, policy)
   tasks = common.task_batch(env, config.evaluate.batch)
   episodes = jax.jit(lambda fresh, frozen, key: rollout(fresh, frozen, key, tasks))
-  return common.success_rate(
+  return lambda params, stream: common.success_rate(
     lambda key: episodes(fresh, Frozen(base, params), key),
     common.key_for(config, 'discover', 'prior', stream),
     config.evaluate.episodes,

@@ -1,5 +1,6 @@
 """The pieces that every backbone shares: initialisers, norms, the MLP and the residual block."""
 
+import abc
 from typing import Any
 
 import jax
@@ -136,7 +137,7 @@ class MLP(nn.Module):
     return dense(self.width, self.init_scale, self.dtype)(x)
 
 
-class ResidualBlock(nn.Module, kw_only=True):
+class ResidualBlock(nn.Module, abc.ABC, kw_only=True):
   """`x + mix(norm(x))`, then `x + mlp(norm(x))` (App. D.1); subclasses say how time is mixed.
 
   A mixing module maps `[B, T, D]` to `[B, T, D]` causally, and has `step(carry, x[B, D])`, which
@@ -158,13 +159,13 @@ class ResidualBlock(nn.Module, kw_only=True):
   init_scale: float = 0.1
   dtype: Any = jnp.float32
 
+  @abc.abstractmethod
   def make_mixing(self) -> nn.Module:
     """Returns the module that mixes time."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def initial_carry(self, batch: int, max_length: int) -> Any:
     """Returns what `step` carries before the first of at most `max_length` steps."""
-    raise NotImplementedError
 
   def setup(self) -> None:
     self.mixing_norm = normalisation(self.norm, self.dtype)
