@@ -129,7 +129,8 @@ def pretrain_update(config: common.Config, batch: int) -> Cases:
 
   def function(state, batch):
     def loss_fn(params):
-      action, observation = pretrain.losses(model, params, batch)
+      losses = pretrain.losses(model, params, batch)
+      action, observation = (loss_lib.masked_mean(x, batch.mask) for x in losses)
       return action + section.observation_weight * observation
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)

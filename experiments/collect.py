@@ -29,7 +29,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     )
   values: dict[str, Any] = {}
   for clean, name in common.STORES.items():
-    source, _ = common.demonstrations(config, clean)
+    source = common.demonstrator(config, clean)
     rollout = functools.partial(
       source.expert.rollout, batch=section.episodes_per_shard, horizon=source.horizon
     )

@@ -108,11 +108,14 @@ def clean_expert(config: Config) -> GridworldExpert:
   return GridworldExpert(environment(config), 0.0)
 
 
+def demonstrator(config: Config, clean: bool = False) -> Demonstrations:
+  """Returns what generates `D`, or `D*`."""
+  return Demonstrations(clean_expert(config) if clean else expert(config), config.data.horizon)
+
+
 def demonstrations(config: Config, clean: bool = False) -> tuple[Demonstrations, Any]:
   """Returns the source of `D`, or of `D*`, and its store (empty: generated as training goes)."""
-  demonstrator = clean_expert(config) if clean else expert(config)
-  source = Demonstrations(demonstrator, config.data.horizon)
-  directory = config.data.directory
+  source, directory = demonstrator(config, clean), config.data.directory
   if not directory:
     return source, ()
   return source, source.load(os.path.join(directory, STORES[clean]), described(source))

@@ -92,7 +92,11 @@ def _figures(config: common.Config, workdir: str, results: Results) -> Named:
 def _pretraining(result: dict[str, Any]) -> Picture:
   curve = result['curve']
   figure = figures.pretraining(
-    curve['step'], curve['eval/nll'], result['bayes_nll'], result['goal_nll']
+    curve['step'],
+    curve['eval/nll'],
+    result['bayes_nll'],
+    result['goal_nll'],
+    [result[f'{name}_by_stage'] for name in ('nll', 'bayes_nll', 'goal_nll')],
   )
   caption = (
     f'Held-out action loss of the base model (one seed), {result["nll"] - result["bayes_nll"]:.3f} '

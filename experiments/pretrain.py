@@ -22,13 +22,12 @@ from internal_rl.types import Params, Trajectories
 def losses(
   model: SequenceModel, params: Params, batch: Trajectories
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns action and next-observation negative log-likelihood, nats per step (Eq. 5)."""
+  """Returns action and next-observation negative log-likelihood, nats, `[b, t]` each (Eq. 5)."""
   predictions = model.apply(params, batch.inputs)
-  action = -masked_mean(predictions.action.log_prob(batch.actions), batch.mask)
+  action = -predictions.action.log_prob(batch.actions)
   if predictions.observation is None:
-    return action, jnp.zeros(())
-  log_prob = predictions.observation.log_prob(batch.next_observations)
-  return action, -masked_mean(log_prob, batch.mask)
+    return action, jnp.zeros_like(action)
+  return action, -predictions.observation.log_prob(batch.next_observations)
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -44,26 +43,38 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     batch = data.sample(frozen, key, section.batch)
 
     def loss_fn(params):
-      action, observation = losses(model, params, batch)
+      action, observation = (masked_mean(x, batch.mask) for x in losses(model, params, batch))
       return action + section.observation_weight * observation, (action, observation)
 
     (loss, (action, observation)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     state = state_lib.apply_gradients(state, grads, tx)
     return state, {'loss': loss, 'nll': action, 'observation_nll': observation}
 
-  def evaluate(state, frozen, key):
+  def measure(params, key):
     # Floor and model on the same episodes, so that their difference is known far better than
     # either.
     episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
     beliefs = bayes.beliefs(expert, episodes)
-    action, observation = losses(model, state.params, expert.observations(episodes))
-    floor = masked_mean(beliefs.bayes_nll, beliefs.mask)
+    action, observation = losses(model, params, expert.observations(episodes))
     return {
       'nll': action,
       'observation_nll': observation,
-      'bayes_nll': floor,
-      'gap': action - floor,
-      'goal_nll': masked_mean(beliefs.goal_nll, beliefs.mask),
+      'bayes_nll': beliefs.bayes_nll,
+      'goal_nll': beliefs.goal_nll,
+    }, beliefs
+
+  def evaluate(state, frozen, key):
+    values, beliefs = measure(state.params, key)
+    values = {name: masked_mean(value, beliefs.mask) for name, value in values.items()}
+    return {**values, 'gap': values['nll'] - values['bayes_nll']}
+
+  def by_stage(params, key):
+    """Means on the way to each colour of a task, which tell what a model has yet to learn."""
+    values, beliefs = measure(params, key)
+    stages = int(expert.env.tasks.lengths.max())
+    return {
+      f'{name}_by_stage': bayes.mean_by_stage(value, beliefs, stages)
+      for name, value in values.items()
     }
 
   directory = artifacts.stage_dir(workdir, 'pretrain')
@@ -82,8 +93,11 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   params = artifacts.base_params(config, workdir)
   key = common.key_for(config, 'pretrain', 'final')
   final = jax.jit(evaluate)(state.replace(params=params), None, key)
+  stages = jax.jit(by_stage)(params, key)
   curve = {name: [row[name] for row in rows] for name in ('step', 'eval/nll', 'eval/bayes_nll')}
-  return artifacts.write_result(config, workdir, 'pretrain', {**final, 'curve': curve}, started)
+  return artifacts.write_result(
+    config, workdir, 'pretrain', {**final, **stages, 'curve': curve}, started
+  )
 
 
 if __name__ == '__main__':

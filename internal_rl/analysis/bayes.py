@@ -34,6 +34,7 @@ class Beliefs:
     bayes_nll: `-log p(a_t | o_1 .. o_t)`, nats.
     goal_nll: `-log p(a_t | o_t, task, progress)`, nats: the predictor that knows the goal.
     correct: whether the most probable subgoal is the true one.
+    stage: colours visited so far.
     mask: the steps that count.
   """
 
@@ -43,6 +44,7 @@ class Beliefs:
   bayes_nll: Float[Array, 'b t']
   goal_nll: Float[Array, 'b t']
   correct: Bool[Array, 'b t']
+  stage: Int[Array, 'b t']
   mask: Bool[Array, 'b t']
 
 
@@ -129,6 +131,7 @@ def _episode_beliefs(expert: GridworldExpert, episode: Episodes) -> Beliefs:
     bayes_nll=-jnp.log(predictive[steps, episode.actions]),
     goal_nll=-jnp.log(policies[steps, episode.tasks, episode.actions]),
     correct=subgoals.argmax(-1) == episode.subgoals,
+    stage=stage,
     mask=mask,
   )
 
@@ -151,6 +154,19 @@ def _progress(
 def _state(expert: GridworldExpert, episode: Episodes, position, stage, task) -> State:
   state, _ = expert.env.start(episode.layout, task)
   return state.replace(position=position, progress=state.progress.replace(stage=stage))
+
+
+def mean_by_stage(
+  values: Float[Array, 'b t'], beliefs: Beliefs, stages: int
+) -> Float[Array, ' stages']:
+  """Returns the mean of per-step `values` on the way to a task's 1st, 2nd, .. colour.
+
+  A base model's loss beside `bayes_nll` tells what it has yet to learn: where a subgoal begins, to
+  infer the task; within a subgoal, which colour ends it.
+  """
+  weights = jax.nn.one_hot(beliefs.stage, stages) * beliefs.mask[..., None]
+  sums = jnp.einsum('bt,bts->s', jnp.where(beliefs.mask, values, 0.0), weights)
+  return sums / jnp.maximum(weights.sum((0, 1)), 1)
 
 
 def floors(expert: GridworldExpert, episodes: Episodes) -> Floors:

@@ -72,17 +72,22 @@ def png(figure: Figure) -> bytes:
 
 @_styled
 def pretraining(
-  steps: Sequence[Number], nll: Sequence[Number], bayes_nll: Number, goal_nll: Number
+  steps: Sequence[Number],
+  nll: Sequence[Number],
+  bayes_nll: Number,
+  goal_nll: Number,
+  by_stage: Sequence[Sequence[Number]],
 ) -> Figure:
-  """The base model's loss against the best that is possible; right, how much is left to learn.
+  """The base model's loss against the best that is possible: how much is left to learn, and where.
 
   Args:
     steps: updates at which the model was evaluated.
     nll: held-out action loss, nats a step.
     bayes_nll: that of the Bayes predictor on the same episodes.
     goal_nll: that of the predictor that is told the goal.
+    by_stage: final loss of the three on the way to the 1st, 2nd, .. colour of a task.
   """
-  figure, (left, right) = _panels(2)
+  figure, (left, right, last) = _panels(3)
   left.plot(steps, nll, color=BLUE, label='base model')
   left.axhline(bayes_nll, color=INK, linestyle='--', label='Bayes predictor (floor)')
   left.axhline(goal_nll, color=MUTED, linestyle=':', label='told the goal')
@@ -93,6 +98,17 @@ def pretraining(
   right.plot(steps, np.where(excess > 0, excess, np.nan), color=BLUE)
   right.set_yscale('log')
   right.set(xlabel='updates', ylabel='above the floor, nats a step', title='Distance to the floor')
+  looks: Any = (
+    ('o-', BLUE, 'base model'),
+    ('s--', INK, 'Bayes predictor'),
+    ('^:', MUTED, 'told the goal'),
+  )
+  for (look, colour, label), values in zip(looks, by_stage, strict=True):
+    last.plot(range(1, len(values) + 1), values, look, color=colour, label=label)
+  last.set(xlabel='colour on the way to', ylabel='action loss, nats a step', title='By stage')
+  last.set_ylim(0)
+  _integer_axis(last.xaxis)
+  last.legend()
   return figure
 
 

@@ -92,6 +92,9 @@ def results():
       nll=0.271,
       bayes_nll=0.262,
       goal_nll=0.15,
+      nll_by_stage=[0.55, 0.18, 0.35, 0.16, 0.36, 0.15],
+      bayes_nll_by_stage=[0.54, 0.17, 0.34, 0.15, 0.35, 0.15],
+      goal_nll_by_stage=[0.15] * 6,
       curve={'step': steps, 'eval/nll': nll, 'eval/bayes_nll': [0.262] * len(steps)},
     ),
     'probe': header(

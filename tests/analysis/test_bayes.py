@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -126,6 +127,27 @@ def test_an_epsilon_expert_is_harder_to_predict_and_narrow_integers_do_not_matte
   assert noisy.goal_nll > 0.4
   narrow = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(np.uint8), episodes)
   assert bayes.floors(expert, narrow) == noisy
+
+
+def test_means_by_stage_are_those_of_a_loop_over_steps():
+  expert, episodes = rolled(PAPER, 0.0, 600)
+  episodes = jax.tree.map(lambda x: x[:50], episodes)
+  belief = jax.device_get(bayes.beliefs(expert, episodes))
+  rows: list[list[float]] = [[] for _ in range(6)]
+  for i in range(50):
+    layout = jax.tree.map(lambda x: x[i], episodes.layout)  # noqa: B023
+    colours = {int(cell): colour for colour, cell in enumerate(layout.objects)}
+    task = PAPER.family.pretraining[episodes.tasks[i]].split('-')
+    visited = 0
+    for t in range(int(episodes.mask[i].sum())):
+      here, before = int(episodes.positions[i, t]), int(episodes.positions[i, max(t - 1, 0)])
+      if here != before and here in colours:
+        assert colours[here] == int(task[visited])
+        visited += 1
+      rows[visited].append(float(belief.bayes_nll[i, t]))
+  got = bayes.mean_by_stage(jnp.asarray(belief.bayes_nll), jax.device_put(belief), 6)
+  np.testing.assert_allclose(got, [np.mean(row) for row in rows], rtol=1e-5)
+  assert (np.diff(got)[::2] < -0.1).all()  # A pair's second colour follows from its first.
 
 
 def test_standard_errors_are_those_of_repeated_measurement():

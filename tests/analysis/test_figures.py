@@ -23,7 +23,11 @@ def lines(axis):
 
 
 def test_pretraining_shows_the_loss_its_floor_and_the_distance_between_them():
-  left, right = figures.pretraining([0, 10, 20], [0.9, 0.5, 0.3], 0.26, 0.15).axes
+  stages = [[0.6, 0.2], [0.5, 0.1], [0.2, 0.1]]
+  left, right, last = figures.pretraining([0, 10, 20], [0.9, 0.5, 0.3], 0.26, 0.15, stages).axes
+  names = ('base model', 'Bayes predictor', 'told the goal')
+  for name, values in zip(names, stages, strict=True):
+    np.testing.assert_allclose(lines(last)[name], values)
   np.testing.assert_allclose(lines(left)['base model'], [0.9, 0.5, 0.3])
   assert set(lines(left)['Bayes predictor (floor)']) == {0.26}
   assert set(lines(left)['told the goal']) == {0.15}
