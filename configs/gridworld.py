@@ -251,8 +251,8 @@ def _smoke(config: ConfigDict) -> None:
   config.metacontroller.update(rank=4)
   config.policy.update(width=16, mlp_width=16, num_heads=2)
   tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
-  for stage in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
-    config[stage].update(tiny, warmup_steps=1)
+  for name in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
+    config[name].update(tiny, warmup_steps=1)
   config.control.update(layers=(0, 1))
   config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
   config.reinforce.update(minibatches=2, epochs=2)

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from internal_rl.envs import pinpad, shortest_path
-from internal_rl.envs.ant_body import NUM_JOINTS, NUM_POSITIONS, NUM_VELOCITIES, AntBody, Body
-from internal_rl.envs.ant_body import is_finite
+from internal_rl.envs import ant_body, pinpad, shortest_path
+from internal_rl.envs.ant_body import AntBody, Body
 from internal_rl.envs.pinpad import Layout, Progress
 from internal_rl.envs.tasks import TaskFamily, Tasks
 from internal_rl.types import Key, TimeStep
 
 OFF_GRID = ('clamp', 'end')
-PROPRIOCEPTION = NUM_POSITIONS - 2 + NUM_VELOCITIES
+PROPRIOCEPTION = ant_body.NUM_POSITIONS - 2 + ant_body.NUM_VELOCITIES
 
 
 @struct.dataclass
@@ -82,7 +81,7 @@ class Ant:
   off_grid: str = 'clamp'
   healthy: tuple[float, float] = (0.2, 1.0)
   noise: float = 0.1
-  body: AntBody = AntBody()
+  body: AntBody = dataclasses.field(default_factory=AntBody)
 
   def __post_init__(self):
     pinpad.check_world(
@@ -103,7 +102,7 @@ class Ant:
 
   @property
   def num_actions(self) -> int:
-    return NUM_JOINTS
+    return ant_body.NUM_JOINTS
 
   @property
   def half_width(self) -> float:
@@ -177,7 +176,7 @@ class Ant:
     """Applies torques for one control step; absorbing after the end."""
     layout, was_done = state.layout, state.progress.done
     body = self.body.advance(state.body, action)
-    diverged = ~was_done & ~is_finite(body)
+    diverged = ~was_done & ~ant_body.is_finite(body)
     held = was_done | diverged
     body = jax.tree.map(lambda old, new: jnp.where(held, old, new), state.body, body)
     progress, reward = pinpad.visit(

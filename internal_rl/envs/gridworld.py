@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int, UInt8

@@ -92,7 +92,7 @@ class Actor:
 
 @struct.dataclass
 class AntExpert:
-  """Demonstrates tasks; a pytree, so that what it has learnt enters jitted functions as an argument.
+  """Demonstrates tasks; a pytree, so that what it has learnt is an argument of jitted functions.
 
   Attributes:
     params: what it has learnt, see `Actor.distribution`.

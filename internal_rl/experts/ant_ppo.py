@@ -157,7 +157,7 @@ class Trainer:
     guided, data, metrics = self._unroll(params, guided, self._bank(bank_key), unroll_key)
     statistics = running_statistics.RunningStatisticsState(**params['statistics'])
     trained = {name: params[name] for name in ('policy', 'value')}
-    # Learns with the statistics that it acted with, or else probability ratios would not begin at 1.
+    # With the statistics that it acted with: probability ratios have to begin at 1.
     trained, opt_state, learned = self._learn(tx, trained, opt_state, statistics, data, learn_key)
     with jax.numpy_rank_promotion('allow'):  # brax broadcasts.
       updated = running_statistics.update(statistics, data.observation)
