@@ -65,15 +65,16 @@ class Actor:
   @functools.cached_property
   def networks(self) -> ppo_networks.PPONetworks:
     hidden = (self.width,) * self.depth
-    return ppo_networks.make_ppo_networks(
-      self.guide.num_features,
-      self.guide.env.num_actions,
-      preprocess_observations_fn=functools.partial(
-        running_statistics.normalize, max_abs_value=CLIP
-      ),
-      policy_hidden_layer_sizes=hidden,
-      value_hidden_layer_sizes=hidden,
-    )
+    with jax.ensure_compile_time_eval():  # The first to ask may be a function under trace.
+      return ppo_networks.make_ppo_networks(
+        self.guide.num_features,
+        self.guide.env.num_actions,
+        preprocess_observations_fn=functools.partial(
+          running_statistics.normalize, max_abs_value=CLIP
+        ),
+        policy_hidden_layer_sizes=hidden,
+        value_hidden_layer_sizes=hidden,
+      )
 
   def distribution(
     self, params: Params, features: Float[Array, '*b f']

@@ -147,12 +147,12 @@ def rotation(quaternion: Float[Array, ' 4']) -> Float[Array, '3 3']:
 
 def from_legs(joints: Float[Array, ' 8'], quarter: Int[Array, '']) -> Float[Array, ' 8']:
   """Renumbers joints from the leg `quarter` quarter turns on; all bend as leg 1 does."""
-  return jnp.roll(BENDS * joints.reshape(NUM_LEGS, 2), -quarter, axis=0).reshape(-1)
+  return jnp.roll(jnp.asarray(BENDS) * joints.reshape(NUM_LEGS, 2), -quarter, axis=0).reshape(-1)
 
 
 def to_legs(joints: Float[Array, ' 8'], quarter: Int[Array, '']) -> Float[Array, ' 8']:
   """Undoes `from_legs`."""
-  return (BENDS * jnp.roll(joints.reshape(NUM_LEGS, 2), quarter, axis=0)).reshape(-1)
+  return (jnp.asarray(BENDS) * jnp.roll(joints.reshape(NUM_LEGS, 2), quarter, axis=0)).reshape(-1)
 
 
 def _about_z(cosine: Float[Array, ''], sine: Float[Array, '']) -> Float[Array, '3 3']:

@@ -101,7 +101,7 @@ def test_ends_visits_and_rewards_equal_a_numpy_replay_of_the_recorded_steps(reco
       got = after.progress.stage[t, i], after.time[t, i], timesteps.reward[t, i]
       assert got == (stage, time, reward)
       assert timesteps.done[t, i] == done == after.progress.done[t, i]
-  assert min(count.values()) >= 5, count
+  assert min(count.values()) >= 3, count
 
 
 def test_everything_stays_finite_under_random_and_constant_torques(record, reset, step):
@@ -207,7 +207,8 @@ def test_episodes_start_anywhere_in_the_start_cell_in_any_direction_near_the_def
 def advance():
   """A substep in float64, its contacts solved to convergence.
 
-  One Newton iteration, the default, often ends before that, where MJX and MuJoCo are free to differ.
+  One Newton iteration with four steps of line search, the default, may end before that, and where
+  it does the two are free to differ.
   """
   body = AntBody(frame_skip=1, iterations=20, ls_iterations=50)
   body.model.opt.tolerance = 1e-14
