@@ -6,6 +6,10 @@ from setuptools import find_packages, setup
 # interface this code uses. Python 3.11 resolves to jax 0.10, Python 3.12 and later to jax 0.11.
 JAX = '>=0.9,<0.12'
 
+# The ant's world, and the PPO that its expert learns with; the gridworld needs neither. MuJoCo and
+# MJX belong together, version for version.
+ANT = ['mujoco>=3.17,<4', 'mujoco-mjx>=3.17,<4', 'brax>=0.14.2,<0.15']
+
 setup(
   name='internal_rl',
   version='0.1.0',
@@ -13,6 +17,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['internal_rl', 'internal_rl.*']),
+  package_data={'internal_rl.envs': ['assets/*.xml']},
   install_requires=[
     f'jax{JAX}',
     'flax>=0.12,<0.13',
@@ -30,7 +35,9 @@ setup(
   extras_require={
     'cuda': [f'jax[cuda13]{JAX}'],  # driver 580 or later; older: pip install 'jax[cuda12]'
     'tpu': [f'jax[tpu]{JAX}'],
+    'ant': ANT,
     'dev': [
+      *ANT,
       'pytest>=8,<10',
       'pytest-xdist>=3.6,<4',
       'hypothesis>=6.100,<7',

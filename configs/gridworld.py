@@ -9,6 +9,8 @@ from the command line, `--config.pretrain.batch=256`.
 
 from ml_collections import ConfigDict, config_dict
 
+from configs.stage import stage
+
 
 def get_config(preset: str = 'quickstart') -> ConfigDict:
   """Returns the config of one scale: 'paper', 'small', 'quickstart' or 'smoke'."""
@@ -24,27 +26,6 @@ def get_config(preset: str = 'quickstart') -> ConfigDict:
   presets[preset](config)
   config.preset = preset
   return config
-
-
-def _stage(**kwargs) -> ConfigDict:
-  """A training stage: optimiser, lengths and intervals (in updates)."""
-  return ConfigDict(
-    {
-      'steps': 0,
-      'batch': 0,
-      'optimiser': 'adamw',  # or 'muon'
-      'learning_rate': 1e-3,
-      'weight_decay': 0.0,
-      'schedule': 'constant',
-      'warmup_steps': 0,
-      'clip_norm': 0.0,  # 0 leaves gradients alone.
-      'updates_per_call': 50,
-      'eval_every': 0,
-      'eval_batch': 512,
-      'checkpoint_every': 0,
-      **kwargs,
-    }
-  )
 
 
 def _paper() -> ConfigDict:
@@ -85,7 +66,7 @@ def _paper() -> ConfigDict:
       'remat': False,
     }
   )
-  config.pretrain = _stage(
+  config.pretrain = stage(
     steps=256_000,
     batch=1024,
     learning_rate=3e-4,
@@ -94,8 +75,8 @@ def _paper() -> ConfigDict:
     checkpoint_every=2000,
   )
   config.pretrain.observation_weight = 0.01  # lambda of Eq. 5
-  config.probe = _stage(steps=8000, batch=512, learning_rate=1e-3)
-  config.control = _stage(steps=3200, batch=512, learning_rate=1e-3, weight_decay=0.03)
+  config.probe = stage(steps=8000, batch=512, learning_rate=1e-3)
+  config.control = stage(steps=3200, batch=512, learning_rate=1e-3, weight_decay=0.03)
   config.control.kind = 'low_rank'
   config.control.rank = 16
   config.control.layers = (0, 1, 2, 3, 4, 5, 6)
@@ -119,7 +100,7 @@ def _paper() -> ConfigDict:
       'normalise': True,
     }
   )
-  config.discover = _stage(
+  config.discover = stage(
     steps=64_000,
     batch=512,
     learning_rate=1e-3,
@@ -144,7 +125,7 @@ def _paper() -> ConfigDict:
       'normalise': True,
     }
   )
-  config.reinforce = _stage(
+  config.reinforce = stage(
     steps=100_000,
     batch=1024,
     eval_every=1000,
@@ -270,8 +251,8 @@ def _smoke(config: ConfigDict) -> None:
   config.metacontroller.update(rank=4)
   config.policy.update(width=16, mlp_width=16, num_heads=2)
   tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
-  for stage in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
-    config[stage].update(tiny, warmup_steps=1)
+  for name in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
+    config[name].update(tiny, warmup_steps=1)
   config.control.update(layers=(0, 1))
   config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
   config.reinforce.update(minibatches=2, epochs=2)

@@ -20,6 +20,7 @@ _BASE = ('env', 'expert', 'data', 'model', 'pretrain')
 _DISCOVERY = (*_BASE, 'metacontroller', 'discover')
 # The sections of the config that decide what a stage ends in.
 SECTIONS = {
+  'expert': ('env', 'expert'),
   'pretrain': _BASE,
   'probe': (*_BASE, 'probe'),
   'control': (*_BASE, 'control'),

@@ -1,12 +1,10 @@
 """Gridworld-pinpad (App. A.1)."""
 
 import dataclasses
-import functools
 
-import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from internal_rl.envs import pinpad, shortest_path
 from internal_rl.envs.pinpad import Layout, Progress
@@ -65,18 +63,9 @@ class Gridworld:
   resample: bool = True
 
   def __post_init__(self):
-    cells = self.grid_size**2
-    needed = self.num_objects + self.num_walls + 1
-    if needed > cells:
-      raise ValueError(
-        f'env.grid_size={self.grid_size}: {needed} objects, walls and agent for {cells} cells'
-      )
-    if self.num_objects < self.family.num_colours:
-      raise ValueError(
-        f'env.num_objects={self.num_objects}: the tasks name {self.family.num_colours} colours'
-      )
-    if self.time_limit < 1:
-      raise ValueError(f'env.time_limit={self.time_limit}: must be at least 1')
+    pinpad.check_world(
+      self.grid_size, self.num_objects, self.num_walls, self.time_limit, self.family
+    )
 
   @property
   def tasks(self) -> Tasks:
@@ -110,30 +99,9 @@ class Gridworld:
 
   def sample_layout(self, key: Key) -> tuple[Layout, Int[Array, '']]:
     """Returns a layout and the number of unsolvable ones that were rejected on the way to it."""
-    sample = functools.partial(
-      pinpad.sample_layout,
-      grid_size=self.grid_size,
-      num_objects=self.num_objects,
-      num_walls=self.num_walls,
+    return shortest_path.sample_layout(
+      key, self.grid_size, self.num_objects, self.num_walls, self.tasks, self.resample
     )
-
-    def is_solvable(layout: Layout) -> Bool[Array, '']:
-      distance = shortest_path.distances(layout, self.grid_size)
-      return shortest_path.solvable(layout, distance, self.tasks)
-
-    if not self.resample:
-      layout = sample(key)
-      return layout, 1 - is_solvable(layout).astype(jnp.int32)
-
-    def draw(carry):
-      key, _, tries, _ = carry
-      key, layout_key = jax.random.split(key)
-      layout = sample(layout_key)
-      return key, layout, tries + 1, is_solvable(layout)
-
-    first = draw((key, None, jnp.array(0), None))
-    _, layout, tries, _ = jax.lax.while_loop(lambda carry: ~carry[-1], draw, first)
-    return layout, tries - 1
 
   def reset(self, key: Key, task: Int[Array, '']) -> tuple[State, TimeStep]:
     """Starts an episode of task `task` on a fresh layout."""
@@ -144,9 +112,7 @@ class Gridworld:
     self, layout: Layout, task: Int[Array, ''], rejected: Int[Array, ''] | int = 0
   ) -> tuple[State, TimeStep]:
     """Starts an episode of task `task` on a given layout."""
-    progress = Progress(
-      task=jnp.asarray(task, jnp.int32), stage=jnp.zeros((), jnp.int32), done=jnp.array(False)
-    )
+    progress = pinpad.begin(task)
     state = State(
       layout=layout,
       position=layout.start,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from internal_rl.envs.tasks import Tasks
+from internal_rl.envs.tasks import TaskFamily, Tasks
 from internal_rl.types import Key
 
 NO_COLOUR = -1
@@ -39,6 +39,32 @@ class Progress:
   task: Int[Array, '*b']
   stage: Int[Array, '*b']
   done: Bool[Array, '*b']
+
+
+def check_world(
+  grid_size: int, num_objects: int, num_walls: int, time_limit: int, family: TaskFamily
+) -> None:
+  """Refuses a world that cannot hold what it asks for.
+
+  Raises:
+    ValueError: naming the field.
+  """
+  cells, needed = grid_size**2, num_objects + num_walls + 1
+  if needed > cells:
+    raise ValueError(
+      f'env.grid_size={grid_size}: {needed} objects, walls and agent for {cells} cells'
+    )
+  if num_objects < family.num_colours:
+    raise ValueError(f'env.num_objects={num_objects}: the tasks name {family.num_colours} colours')
+  if time_limit < 1:
+    raise ValueError(f'env.time_limit={time_limit}: must be at least 1')
+
+
+def begin(task: Int[Array, '']) -> Progress:
+  """Returns the progress of an episode of `task` that has just begun."""
+  return Progress(
+    task=jnp.asarray(task, jnp.int32), stage=jnp.zeros((), jnp.int32), done=jnp.array(False)
+  )
 
 
 def sample_layout(key: Key, grid_size: int, num_objects: int, num_walls: int) -> Layout:

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from internal_rl.envs import pinpad
 from internal_rl.envs.pinpad import Layout, colour_at
 from internal_rl.envs.tasks import Tasks
+from internal_rl.types import Key
 
 NUM_MOVES = 4
 UNREACHABLE = 10_000  # Longer than any path, small enough to add to.
@@ -71,6 +73,45 @@ def solvable(layout: Layout, distance: Int[Array, 'o g g'], tasks: Tasks) -> Boo
   pairs = np.unique(pairs[pairs[:, 1] >= 0], axis=0)
   first = np.unique(colours[:, 0])
   return reach[pairs[:, 1], layout.objects[pairs[:, 0]]].all() & reach[first, layout.start].all()
+
+
+def sample_layout(
+  key: Key, grid_size: int, num_objects: int, num_walls: int, tasks: Tasks, resample: bool = True
+) -> tuple[Layout, Int[Array, '']]:
+  """Draws layouts until one lets every one of `tasks` be completed.
+
+  Args:
+    key: consumed.
+    grid_size: side of the grid.
+    num_objects: coloured cells.
+    num_walls: wall cells.
+    tasks: what has to be possible.
+    resample: if False, the first layout is returned whatever it is.
+
+  Returns:
+    The layout, and the number of unsolvable ones that were rejected on the way to it; with
+    `resample=False`, 1 if this very layout is unsolvable.
+  """
+
+  def sample(key: Key) -> Layout:
+    return pinpad.sample_layout(key, grid_size, num_objects, num_walls)
+
+  def is_solvable(layout: Layout) -> Bool[Array, '']:
+    return solvable(layout, distances(layout, grid_size), tasks)
+
+  if not resample:
+    layout = sample(key)
+    return layout, 1 - is_solvable(layout).astype(jnp.int32)
+
+  def draw(carry):
+    key, _, tries, _ = carry
+    key, layout_key = jax.random.split(key)
+    layout = sample(layout_key)
+    return key, layout, tries + 1, is_solvable(layout)
+
+  first = draw((key, None, jnp.array(0), None))
+  _, layout, tries, _ = jax.lax.while_loop(lambda carry: ~carry[-1], draw, first)
+  return layout, tries - 1
 
 
 def safe_moves(

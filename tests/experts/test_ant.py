@@ -1,0 +1,198 @@
+"""The ant's expert knows the way, one gait serves all directions, and training is reproducible."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internal_rl.envs.ant import Ant
+from internal_rl.envs.ant_body import AntBody, Body
+from internal_rl.envs.pinpad import Layout
+from internal_rl.envs.tasks import FAMILIES
+from internal_rl.experts import ant_ppo
+from internal_rl.experts.ant import Actor, AntExpert
+from internal_rl.experts.ant_guide import STEPS, Guide, Guided, from_legs, rotation, to_legs
+from internal_rl.training import state as state_lib
+from tests.envs import oracle
+
+ENV = Ant(4, 4, 1, 6, FAMILIES['ant'], body=AntBody(frame_skip=1))
+GUIDE = Guide(ENV)
+TRAINER = ant_ppo.Trainer(
+  Actor(GUIDE, width=8, depth=1), ant_ppo.Reward(), num_envs=8, unroll=4, epochs=2, minibatches=2
+)
+
+
+def guided(layout, place, task=0, stage=0, quaternion=(1, 0, 0, 0), joints=None, qvel=None):
+  body = ENV.body.rest()
+  joints = body.qpos[7:] if joints is None else joints
+  qpos = jnp.concatenate([jnp.array([*place, 0.5, *quaternion], jnp.float32), joints])
+  qvel = jnp.zeros(14) if qvel is None else qvel
+  state, _ = ENV.start(jax.random.key(0), layout, jnp.array(task))
+  state = state.replace(
+    body=Body(qpos, qvel, jnp.zeros(14)), progress=state.progress.replace(stage=jnp.array(stage))
+  )
+  return Guided(state, GUIDE.route(layout))
+
+
+def test_without_centring_the_command_is_a_move_along_a_shortest_path():
+  rng, plain = np.random.default_rng(0), Guide(ENV, centring=0.0)
+  command = jax.jit(lambda layout, place: plain.command(guided(layout, place)))
+  for _ in range(20):
+    board = oracle.random_board(rng, 4, 4, 1)
+    number = lambda cell: cell[0] * 4 + cell[1]
+    objects = jnp.array([number(board.where(colour)) for colour in range(4)])
+    layout = Layout(objects, jnp.array([number(board.walls[0])]), jnp.array(number(board.start)))
+    colour = int(ENV.tasks.colours[0, 0])
+    for (row, column), moves in board.optimal(colour).items():
+      place = (2.0 * column - 3 + rng.uniform(-0.9, 0.9), 3 - 2.0 * row + rng.uniform(-0.9, 0.9))
+      expected = [STEPS[move] for move in moves]
+      got = np.asarray(command(layout, jnp.array(place)))
+      assert min(np.abs(got - step).max() for step in expected) < 1e-6
+
+
+def corridor():
+  """Colour 0 in the north-east corner, the ant's way to it along the northern row."""
+  return Layout(jnp.array([3, 12, 14, 15]), jnp.array([5]), jnp.array(0))
+
+
+def test_centring_pulls_towards_the_middle_of_the_path():
+  at = lambda y: np.asarray(GUIDE.command(guided(corridor(), (-1.0, y))))
+  np.testing.assert_allclose(at(3.0), [1, 0], atol=1e-6)
+  np.testing.assert_allclose(at(2.2), np.array([1, 0.8]) / 1.64**0.5, atol=1e-6)
+  np.testing.assert_allclose(at(3.5), np.array([1, -0.5]) / 1.25**0.5, atol=1e-6)
+
+
+def test_features_end_with_the_surroundings_from_the_paths_point_of_view():
+  # In cell 1, heading east for cell 3: the wall (5) is on the right, nothing else deadly is near.
+  tail = np.asarray(GUIDE.features(guided(corridor(), (-0.5, 3.2))))[-12:]
+  np.testing.assert_allclose(tail[:2], [0.5, 0.2], atol=1e-6)
+  np.testing.assert_allclose(tail[2:4], [1, 0], atol=1e-6)  # From cell 2, straight on.
+  ahead_left, ahead, ahead_right, left, right, *behind = tail[4:]
+  assert (ahead_left, ahead, ahead_right, left, right) == (0, 0, 0, 0, 1)
+  assert behind == [0, 0, 0]
+  # In cell 2 the goal is next, and the wall diagonally behind.
+  tail = np.asarray(GUIDE.features(guided(corridor(), (1.0, 3.0))))[-12:]
+  np.testing.assert_allclose(tail[2:], [0, 0, 0, 0, 0, 0, 0, 0, 0, 1], atol=1e-6)
+
+
+def test_turning_the_ant_by_quarters_changes_no_feature_but_renumbers_its_legs():
+  rng = np.random.default_rng(1)
+  joints, speeds = jnp.asarray(rng.normal(size=(2, 8)), jnp.float32)
+  spin = rng.normal(size=3)
+  seen, acted = [], []
+  action = jnp.linspace(-1, 1, 8)
+  for quarter in range(4):
+    half = quarter * np.pi / 4 + 0.1  # Near enough to a quarter turn of leg 1's direction.
+    turned = to_legs(joints, jnp.array(-quarter % 4))
+    cosine, sine = np.cos(quarter * np.pi / 2), np.sin(quarter * np.pi / 2)
+    unspin = np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
+    qvel = jnp.concatenate(
+      [
+        jnp.array([0.3, -0.2, 0.1]),
+        jnp.asarray(unspin @ spin),
+        to_legs(speeds, jnp.array(-quarter % 4)),
+      ]
+    )
+    walk = guided(
+      corridor(),
+      (-1.0, 3.0),
+      quaternion=(np.cos(half), 0, 0, np.sin(half)),
+      joints=turned,
+      qvel=qvel,
+    )
+    seen.append(np.asarray(GUIDE.features(walk)))
+    acted.append(from_legs(GUIDE.torques(walk, action), jnp.array(-quarter % 4)))
+  for features, torques in zip(seen[1:], acted[1:], strict=True):
+    np.testing.assert_allclose(features, seen[0], atol=1e-5)
+    np.testing.assert_allclose(torques, acted[0], atol=1e-6)
+
+
+def test_a_quarter_turn_maps_the_model_onto_itself():
+  """Positions of all feet, of an ant turned by a quarter with its legs renumbered, coincide."""
+  import mujoco
+
+  model = ENV.body.model
+  joints = np.random.default_rng(2).uniform(-0.5, 0.5, 8) + ENV.body.stance[7:]
+
+  def feet(quaternion, joints):
+    data = mujoco.MjData(model)
+    data.qpos[:] = np.concatenate([[0, 0, 0.5], quaternion, joints])
+    mujoco.mj_forward(model, data)
+    return np.array([data.geom(f'foot_{leg}').xpos for leg in (1, 2, 3, 4)])
+
+  turned = np.asarray(to_legs(from_legs(jnp.asarray(joints), jnp.array(0)), jnp.array(3)))
+  ours = feet([np.cos(np.pi / 4), 0, 0, np.sin(np.pi / 4)], turned)
+  np.testing.assert_allclose(np.roll(ours, 1, 0), feet([1, 0, 0, 0], joints), atol=1e-6)
+
+
+def test_rotation_is_mujocos():
+  import mujoco
+
+  quaternion = np.array([0.5, -0.1, 0.7, 0.2])
+  quaternion /= np.linalg.norm(quaternion)
+  matrix = np.zeros(9)
+  mujoco.mju_quat2Mat(matrix, quaternion)
+  np.testing.assert_allclose(rotation(jnp.asarray(quaternion)).ravel(), matrix, atol=1e-6)
+
+
+@pytest.fixture(scope='module')
+def trained():
+  """Two updates, and what a second run of them gives."""
+  tx = state_lib.optimiser(1e-3)
+  params, statistics, walks = jax.jit(TRAINER.init)(jax.random.key(0))
+  start = ({**params, 'statistics': statistics}, tx.init(params), walks)
+  update = jax.jit(functools.partial(TRAINER.update, tx))
+  runs = []
+  for _ in range(2):
+    carry, history = start, []
+    for key in jax.random.split(jax.random.key(1), 3):
+      *carry, metrics = update(*carry, key)
+      history.append((carry, metrics))
+    runs.append(history)
+  return start, runs
+
+
+def test_training_is_finite_moves_parameters_and_is_a_function_of_its_key(trained):
+  start, (one, two) = trained
+  jax.tree.map(np.testing.assert_array_equal, one[-1], two[-1])
+  (params, _, _), metrics = one[-1]
+  assert all(np.isfinite(value) for value in metrics.values())
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), start[0]['policy'], params['policy'])
+  assert all(jax.tree.leaves(moved))
+  assert float(params['statistics']['count']) == 3 * 8 * 4
+  assert np.abs(params['statistics']['mean']).max() > 0.1
+
+
+def test_episodes_that_end_begin_again_with_another_layout_and_task(trained):
+  _, (history, _) = trained
+  first, last = (jax.device_get(history[i][0][2].state) for i in (0, 2))
+  assert not last.progress.done.any()
+  assert (last.time < ENV.time_limit).all()
+  renewed = (first.layout.objects != last.layout.objects).any(1)
+  assert renewed.all()  # Eight steps lie between the two, and episodes have six at most.
+  assert len(np.unique(last.layout.objects, axis=0)) > 4
+  assert len(np.unique(last.progress.task)) > 2
+
+
+def test_demonstrations_render_into_what_the_environment_showed():
+  params, statistics, _ = jax.jit(TRAINER.init)(jax.random.key(0))
+  expert = AntExpert({**params, 'statistics': statistics}, TRAINER.actor)
+  episodes, batch = jax.jit(lambda e, key: ((r := e.rollout(key, 5)), e.observations(r)))(
+    expert, jax.random.key(2)
+  )
+  assert batch.observations.shape == (5, 7, ENV.observation_size)
+  assert batch.actions.shape == (5, 6, 8)
+  assert np.abs(batch.actions).max() <= 1
+  assert not batch.mask.any()  # Nobody succeeds in six substeps.
+  body = Body(episodes.qpos[2, 3], episodes.qvel[2, 3].astype(jnp.float32), jnp.zeros(14))
+  layout = jax.tree.map(lambda x: x[2], episodes.layout)
+  np.testing.assert_allclose(batch.observations[2, 3], ENV.observe(layout, body), atol=1e-6)
+
+
+def test_bad_settings_are_refused():
+  with pytest.raises(
+    ValueError, match=r'expert\.minibatches=3: must divide expert\.num_envs \(8\)'
+  ):
+    ant_ppo.Trainer(TRAINER.actor, ant_ppo.Reward(), num_envs=8, unroll=4, minibatches=3)
