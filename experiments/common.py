@@ -113,12 +113,12 @@ def demonstrator(config: Config, clean: bool = False) -> Demonstrations:
   return Demonstrations(clean_expert(config) if clean else expert(config), config.data.horizon)
 
 
-def demonstrations(config: Config, clean: bool = False) -> tuple[Demonstrations, Any]:
-  """Returns the source of `D`, or of `D*`, and its store (empty: generated as training goes)."""
+def demonstrations(config: Config, clean: bool = False) -> Demonstrations:
+  """Returns the source of `D`, or of `D*`: the store in `data.directory` if one is named."""
   source, directory = demonstrator(config, clean), config.data.directory
   if not directory:
-    return source, ()
-  return source, source.load(os.path.join(directory, STORES[clean]), described(source))
+    return source
+  return source.opened(os.path.join(directory, STORES[clean]), described(source))
 
 
 def described(source: Demonstrations) -> dict[str, Any]:

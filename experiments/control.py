@@ -36,7 +36,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
 def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[str, Any]:
   section = config.control
-  data, store = common.demonstrations(config, clean=True)
+  data = common.demonstrations(config, clean=True)
   model, tx = common.base_model(config), common.optimiser(section)
   num_subgoals = len(data.expert.env.family.subgoals)
   controller = Controller(config.model.width, num_subgoals, section.kind, section.rank)
@@ -48,14 +48,13 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     predictions = model.apply(base, controlled, layer, method=SequenceModel.upper)
     return -masked_mean(predictions.action.log_prob(batch.actions), batch.mask)
 
-  def update(state, frozen, key):
-    base, store = frozen
-    batch = data.sample(store, key, section.batch)
+  def update(state, base, key, fed=None):
+    batch = data.batch(key, section.batch, fed)
     loss, grads = jax.value_and_grad(nll)(state.params, base, batch, lower(base, batch))
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
   key = common.key_for(config, 'control', layer, 'train')
-  example = data.sample((), jax.random.key(0), 1)
+  example = data.batch(jax.random.key(0), 1)
   params = controller.init(
     common.key_for(config, 'control', layer, 'init'),
     one_hot(example.subgoals),
@@ -66,11 +65,12 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     state_lib.create(params, tx, key),
     common.fit_config(section, evaluated=False),
     artifacts.stage_dir(workdir, 'control', f'layer_{layer}'),
-    frozen=(base, store),
-    fingerprint=artifacts.fingerprint(config, 'control', layer=layer),
+    frozen=base,
+    feed=data.feed(config.seed, section.batch),
+    fingerprint=artifacts.fingerprint(config, 'control', layer=layer) | data.fingerprint,
   )
   row: dict[str, Any] = {'layer': layer}
-  batch = data.sample((), common.key_for(config, 'control', layer, 'nll'), section.eval_batch)
+  batch = data.batch(common.key_for(config, 'control', layer, 'nll'), section.eval_batch)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
   for env, names in (
     (common.environment(config), ['pretraining']),

@@ -63,12 +63,12 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   for field in ('alphas', 'seeds'):
     if not section[field]:
       raise ValueError(f'discover.{field}={section[field]!r}: name at least one')
-  data, store = common.demonstrations(config, clean=True)
+  data = common.demonstrations(config, clean=True)
   model, tx = common.base_model(config), common.optimiser(section)
   module, base = common.metacontroller(config), artifacts.base_params(config, workdir)
   members = list(itertools.product(section.alphas, range(section.seeds)))
   lower = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.lower)
-  example = data.sample((), jax.random.key(0), 1)
+  example = data.batch(jax.random.key(0), 1)
   e = lower(base, example)
 
   def create(key, alpha):
@@ -82,9 +82,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   keys = jnp.stack([common.key_for(config, 'discover', seed) for _, seed in members])
   population = jax.vmap(create)(keys, jnp.array([alpha for alpha, _ in members]))
 
-  def update(population, frozen, keys):
-    base, store = frozen
-    batch = data.sample(store, jax.random.split(keys[0])[0], section.batch)
+  def update(population, base, keys, fed=None):
+    batch = data.batch(jax.random.split(keys[0])[0], section.batch, fed)
     e = lower(base, batch)
 
     def member(state, key):
@@ -102,10 +101,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
     return jax.vmap(member)(population, keys)
 
-  def evaluate(population, frozen, key):
-    base, _ = frozen
+  def evaluate(population, base, key):
     batch_key, noise_key = jax.random.split(key)
-    batch = data.sample((), batch_key, section.eval_batch)
+    batch = data.batch(batch_key, section.eval_batch)
     e = lower(base, batch)
     one = lambda state: measure(config, state.params, base, batch, e, noise_key)[0]
     return jax.vmap(one)(population)
@@ -116,9 +114,10 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     population,
     common.fit_config(section, progress_metrics=('nll', 'kl')),
     directory,
-    frozen=(base, store),
+    frozen=base,
     evaluate=evaluate,
-    fingerprint=artifacts.fingerprint(config, 'discover'),
+    feed=data.feed(config.seed, section.batch),
+    fingerprint=artifacts.fingerprint(config, 'discover') | data.fingerprint,
   )
   params_of = lambda i: jax.tree.map(lambda x: x[i], population.params)
   held_out, prior_success = _held_out(config, base), _prior_success(config, base)
@@ -180,13 +179,13 @@ def measure(
 
 def _held_out(config: common.Config, base: Params) -> Callable[[Params], dict[str, float]]:
   """Returns what measures a metacontroller on held-out layouts; compiles once for all of them."""
-  data, _ = common.demonstrations(config, clean=True)
+  data = common.demonstrations(config, clean=True)
   model = common.base_model(config)
 
   @jax.jit
   def measured_on(params, base, key):
     batch_key, noise_key = jax.random.split(key)
-    batch = data.sample((), batch_key, config.evaluate.batch)
+    batch = data.batch(batch_key, config.evaluate.batch)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     return measure(config, params, base, batch, e, noise_key)
 

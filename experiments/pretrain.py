@@ -33,14 +33,14 @@ def losses(
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains, and compares with the exact floors on the same held-out episodes."""
   started, section = time.time(), config.pretrain
-  data, store = common.demonstrations(config)
+  data = common.demonstrations(config)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   key = common.key_for(config, 'pretrain', 'train')
-  shapes = data.sample((), jax.random.key(0), 1).inputs
+  shapes = data.batch(jax.random.key(0), 1).inputs
   state = state_lib.create(model.init(common.key_for(config, 'pretrain', 'init'), shapes), tx, key)
 
-  def update(state, frozen, key):
-    batch = data.sample(frozen, key, section.batch)
+  def update(state, frozen, key, fed=None):
+    batch = data.batch(key, section.batch, fed)
 
     def loss_fn(params):
       action, observation = (masked_mean(x, batch.mask) for x in losses(model, params, batch))
@@ -83,9 +83,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     state,
     common.fit_config(section, best_metric='nll', progress_metrics=('nll',)),
     directory,
-    frozen=store,
     evaluate=evaluate,
-    fingerprint=artifacts.fingerprint(config, 'pretrain'),
+    feed=data.feed(config.seed, section.batch),
+    fingerprint=artifacts.fingerprint(config, 'pretrain') | data.fingerprint,
   )
   rows = [
     row for row in metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl')) if 'eval/nll' in row

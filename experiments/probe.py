@@ -21,18 +21,17 @@ from internal_rl.training import state as state_lib
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains a probe for every layer at once; reports accuracies beside the Bayes belief's."""
   started, section = time.time(), config.probe
-  data, store = common.demonstrations(config)
+  data = common.demonstrations(config)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   base = artifacts.base_params(config, workdir)
   probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
   residuals = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.residuals)
   key = common.key_for(config, 'probe', 'train')
-  example = residuals(base, data.sample((), jax.random.key(0), 1))
+  example = residuals(base, data.batch(jax.random.key(0), 1))
   state = state_lib.create(probes.init(common.key_for(config, 'probe', 'init'), example), tx, key)
 
-  def update(state, frozen, key):
-    base, store = frozen
-    batch = data.sample(store, key, section.batch)
+  def update(state, base, key, fed=None):
+    batch = data.batch(key, section.batch, fed)
     stream = residuals(base, batch)
 
     def loss_fn(params):
@@ -42,12 +41,10 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
-  def measure(state, frozen, key):
+  def measure(state, base, key):
     episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
     batch = expert.observations(episodes)
-    correct = (
-      probes.apply(state.params, residuals(frozen[0], batch)).argmax(-1) == batch.subgoals[None]
-    )
+    correct = probes.apply(state.params, residuals(base, batch)).argmax(-1) == batch.subgoals[None]
     beliefs = bayes.beliefs(expert, episodes)
     by_step = lambda correct: (correct & batch.mask).sum(0) / batch.mask.sum(0)
     return {
@@ -57,8 +54,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       'bayes_accuracy_by_step': by_step(beliefs.correct),
     }
 
-  def evaluate(state, frozen, key):
-    row = measure(state, frozen, key)
+  def evaluate(state, base, key):
+    row = measure(state, base, key)
     return {name: row[name] for name in ('accuracy', 'bayes_accuracy')}
 
   directory = artifacts.stage_dir(workdir, 'probe')
@@ -67,11 +64,12 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     state,
     common.fit_config(section),
     directory,
-    frozen=(base, store),
+    frozen=base,
     evaluate=evaluate,
-    fingerprint=artifacts.fingerprint(config, 'probe'),
+    feed=data.feed(config.seed, section.batch),
+    fingerprint=artifacts.fingerprint(config, 'probe') | data.fingerprint,
   )
-  final = jax.jit(measure)(state, (base, store), common.key_for(config, 'probe', 'final'))
+  final = jax.jit(measure)(state, base, common.key_for(config, 'probe', 'final'))
   best = {'best_accuracy': final['accuracy'].max(), 'best_layer': final['accuracy'].argmax()}
   return artifacts.write_result(config, workdir, 'probe', {**best, **final}, started)
 

@@ -2,54 +2,71 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int
 
-from internal_rl.data.dataset import Dataset
-from internal_rl.experts.gridworld import Episodes, GridworldExpert
+from internal_rl.data.dataset import MANIFEST, Dataset, PyTree, checksum
 from internal_rl.types import Key, Trajectories
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstrations:
-  """A source of batches that a jitted update can draw from.
+  """A source of batches for a jitted update.
 
   Attributes:
-    expert: demonstrator.
+    expert: demonstrator, `experts.gridworld.GridworldExpert` or `experts.ant.AntExpert`.
     horizon: steps of an episode, at most.
+    store: collected episodes, memory-mapped; None to generate them on the device as training goes.
   """
 
-  expert: GridworldExpert
+  expert: Any
   horizon: int
+  store: Dataset | None = None
 
-  def load(self, directory: str, expect: dict[str, Any]) -> Episodes:
-    """Reads a store onto the device: a hundred bytes an episode.
+  def opened(self, directory: str, expect: dict[str, Any]) -> 'Demonstrations':
+    """Returns the same demonstrations, read from a store.
 
     Args:
       directory: the store.
       expect: what it must have recorded of how it was made.
 
     Raises:
-      FileNotFoundError, ValueError: there is no sound store, or it holds other shapes.
+      FileNotFoundError, ValueError: there is no sound store, or it holds something else.
     """
     like = jax.eval_shape(lambda key: self.expert.rollout(key, 1, self.horizon), jax.random.key(0))
-    dataset = Dataset.open(os.path.expanduser(directory), like)
-    found = dataset.manifest['config']
+    store = Dataset.open(os.path.expanduser(directory), like)
+    found = store.manifest['config']
     if differ := [name for name in expect if found.get(name) != expect[name]]:
       raise ValueError(
         f'data.directory: {directory} was collected with another {" and ".join(differ)}: '
         f'{[found.get(name) for name in differ]}, config says {[expect[name] for name in differ]}'
       )
-    return jax.tree.map(jnp.asarray, dataset.take(np.arange(len(dataset))))
+    return dataclasses.replace(self, store=store)
 
-  def sample(self, store: Any, key: Key, batch: int) -> Trajectories:
-    """Returns a batch, a pure function of the key: stored ones if there are any."""
-    if not isinstance(store, Episodes):
-      return self.expert.sample(key, batch, self.horizon)
-    rows: Int[Array, ' b'] = jax.random.randint(key, (batch,), 0, store.tasks.shape[0])
-    widen = lambda x: x if x.dtype == bool else x.astype(jnp.int32)
-    return self.expert.observations(jax.tree.map(lambda x: widen(x[rows]), store))
+  @property
+  def fingerprint(self) -> dict[str, str]:
+    """What tells one store from another, for the fingerprint of a run; empty without one."""
+    store = self.store
+    return {} if store is None else {'demonstrations': checksum(store.directory / MANIFEST)}
+
+  def feed(self, seed: int, batch: int) -> Callable[[int], PyTree] | None:
+    """Returns what `training.fit` is fed: stored episodes, or nothing if they are generated."""
+    store = self.store
+    return None if store is None else lambda step: store.batch(seed, step, batch)
+
+  def batch(self, key: Key, batch: int, fed: PyTree = None) -> Trajectories:
+    """Returns a batch inside an update: what it was fed, rendered, or fresh episodes.
+
+    Args:
+      key: consumed, if nothing was fed.
+      batch: number of fresh episodes.
+      fed: stored episodes, their integers in narrow types.
+    """
+    if fed is None:
+      return self.expert.observations(self.expert.rollout(key, batch, self.horizon))
+    integer = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
+    widen = lambda x: x.astype(jnp.int32) if integer(x) else x
+    return self.expert.observations(jax.tree.map(widen, fed))

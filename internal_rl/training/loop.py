@@ -1,6 +1,7 @@
 """One training loop for every stage: jitted calls of many updates, evaluation, exact resume."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import os
@@ -23,7 +24,9 @@ from internal_rl.training.state import TrainState, is_key, named_leaves, place
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again to go on.
 
 Metrics = Mapping[str, ArrayLike]
-Update = Callable[[TrainState, PyTree, Key[Array, '*p']], tuple[TrainState, Metrics]]
+# (state, frozen, key), and the batch where there is a `feed`.
+Update = Callable[..., tuple[TrainState, Metrics]]
+Feed = Callable[[int], PyTree]
 Evaluate = Callable[[TrainState, PyTree, Key[Array, '']], Metrics]
 
 
@@ -89,6 +92,7 @@ def fit(
   *,
   frozen: PyTree = None,
   evaluate: Evaluate | None = None,
+  feed: Feed | None = None,
   fingerprint: Mapping[str, Any] | None = None,
 ) -> TrainState:
   """Trains to `config.steps`, going on from the newest good checkpoint in `workdir` if any.
@@ -114,6 +118,10 @@ def fit(
     frozen: parameters that are read but not trained. They enter jitted calls as arguments, and are
       proven unchanged at the end.
     evaluate: pure `(state, frozen, key) -> metrics`; jitted here.
+    feed: for data that stay on the host, `step -> batch`: arrays for update number `step`, counted
+      from 0, as a pure function of it, so that a resumed run is fed the same. `update` then is
+      `(state, frozen, key, batch)`. While the device computes one call, a thread reads the batches
+      of the next.
     fingerprint: JSON-like config that decides the result. A checkpoint with another one, or one
       trained on other frozen parameters, is refused. None accepts any checkpoint that fits. Leave
       out what may change between runs, such as `steps`.
@@ -149,6 +157,7 @@ def fit(
           config=config,
           frozen=jax.tree.map(jnp.asarray, frozen),
           evaluate=evaluate and _jit(evaluate),
+          feed=feed,
           checkpoints=checkpoints,
           metrics=metrics,
           progress=progress,
@@ -164,9 +173,10 @@ def fit(
 
 def compile_call(
   update: Update, state: TrainState, updates: int
-) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
-  """Jitted `(state, frozen) -> (state, metrics [updates, ...])`, which donates the state.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Jitted `(state, frozen, batches) -> (state, metrics [updates, ...])`, which donates the state.
 
+  `batches` are those of all updates, stacked, or None for an `update` that is fed none.
   The shardings of the state that comes out are pinned to those of `state`, so that a second call is
   the same program as the first. Runs that share `update` share it too.
   """
@@ -181,12 +191,13 @@ _jit = functools.lru_cache(maxsize=2)(jax.jit)
 
 @functools.lru_cache(maxsize=2)
 def _compile_call(update: Update, updates: int, shardings: tuple, structure: Any):
-  def call(state, frozen):
-    def one(state, _):
+  def call(state, frozen, batches=None):
+    def one(state, batch):
       fold_in = jax.vmap(jax.random.fold_in) if state.step.ndim else jax.random.fold_in
-      return update(state, frozen, fold_in(state.key, state.step))
+      fed = () if batch is None else (batch,)
+      return update(state, frozen, fold_in(state.key, state.step), *fed)
 
-    return jax.lax.scan(one, state, length=updates)
+    return jax.lax.scan(one, state, batches, length=updates)
 
   shardings = jax.tree.unflatten(structure, shardings)
   return jax.jit(call, donate_argnums=0, out_shardings=(shardings, None))
@@ -199,6 +210,7 @@ class _Run:
   config: FitConfig
   frozen: PyTree
   evaluate: Evaluate | None  # Jitted.
+  feed: Feed | None
   checkpoints: Checkpoints
   metrics: MetricsWriter
   progress: ProgressLine
@@ -212,24 +224,34 @@ class _Run:
       self._evaluate(step, state)
     call = compile_call(update, state, self.config.updates_per_call)
     pending: collections.deque[tuple[int, Metrics]] = collections.deque()
-    while step < self.config.steps and not stop.requested:
-      state, metrics = call(state, self.frozen)
-      step += self.config.updates_per_call
-      pending.append((step, metrics))
-      evaluating = self._due(step, self.config.eval_every)
-      saving = self._due(step, self.config.checkpoint_every)
-      # Metrics are read one call late, so that the device never waits for the host.
-      while len(pending) > (0 if evaluating or saving else 1):
-        self._read(*pending.popleft())
-      if evaluating:
-        self._evaluate(step, state)
-      if saving:
-        self._save(step, state)
+    with concurrent.futures.ThreadPoolExecutor(1, 'feed') as reader:
+      batches = reader.submit(self._batches, step)
+      while step < self.config.steps and not stop.requested:
+        state, metrics = call(state, self.frozen, batches.result())
+        step += self.config.updates_per_call
+        batches = reader.submit(self._batches, step)
+        pending.append((step, metrics))
+        evaluating = self._due(step, self.config.eval_every)
+        saving = self._due(step, self.config.checkpoint_every)
+        # Metrics are read one call late, so that the device never waits for the host.
+        while len(pending) > (0 if evaluating or saving else 1):
+          self._read(*pending.popleft())
+        if evaluating:
+          self._evaluate(step, state)
+        if saving:
+          self._save(step, state)
     while pending:
       self._read(*pending.popleft())
     if self.checkpoints.steps.get('latest') != step:
       self._save(step, state)
     return state
+
+  def _batches(self, step: int) -> PyTree:
+    """Reads what the call that begins at `step` is fed: the batches of its updates, stacked."""
+    if self.feed is None or step == self.config.steps:
+      return None
+    read = [self.feed(step + i) for i in range(self.config.updates_per_call)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *read)
 
   def _due(self, step: int, every: int) -> bool:
     return step == self.config.steps or (every > 0 and step % every == 0)

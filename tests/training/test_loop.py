@@ -113,6 +113,60 @@ def test_runs_that_share_their_update_compile_it_once(tmp_path):
   assert len(calls) == len(evaluations) == 1
 
 
+def fed(state, frozen, key, inputs):
+  """The toy's update on inputs from the host."""
+  value, grads = jax.value_and_grad(toy.loss)(state.params, frozen, inputs)
+  return training.apply_gradients(state, grads, toy.TX), {'loss': value}
+
+
+def feed(step):
+  return np.random.default_rng(step).normal(size=(8, 3)).astype(np.float32)
+
+
+def fit_fed(workdir, feed=feed, **changes):
+  return training.fit(
+    fed,
+    toy.state(),
+    config(best_metric='', **changes),
+    str(workdir),
+    frozen=toy.frozen(),
+    evaluate=toy.evaluate,
+    feed=feed,
+  )
+
+
+def test_what_is_fed_from_the_host_reaches_each_update_in_order(tmp_path, calls):
+  state = toy.state()
+  for step in range(toy.STEPS):
+    state, _ = fed(state, toy.frozen(), None, feed(step))
+  fitted = fit_fed(tmp_path)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, toy.host(fitted), toy.host(state))
+  assert calls[0]._cache_size() == 1
+
+
+def test_a_run_that_is_fed_resumes_exactly_and_reads_nothing_twice_or_too_much(tmp_path):
+  steps = []
+  noting = lambda step: (steps.append(step), feed(step))[1]
+  fit_fed(tmp_path / 'parts', noting, steps=8)
+  assert steps == list(range(8))
+  resumed = fit_fed(tmp_path / 'parts', noting)
+  assert steps == list(range(toy.STEPS))
+  assert toy.same(resumed, fit_fed(tmp_path / 'whole'))
+
+
+def test_an_error_in_reading_ends_the_run_and_keeps_its_checkpoint(tmp_path):
+  def broken(step):
+    if step == 6:
+      raise OSError('the disk is gone')
+    return feed(step)
+
+  with pytest.raises(OSError, match='the disk is gone'):
+    fit_fed(tmp_path, broken)
+  assert training.read_metadata(str(tmp_path), which='latest')['step'] == 4
+  assert toy.same(fit_fed(tmp_path), fit_fed(tmp_path / 'whole'))
+
+
 def test_frozen_parameters_are_arguments_of_the_call(tmp_path, calls):
   toy.run(tmp_path)
   (call,) = calls
