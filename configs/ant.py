@@ -9,18 +9,13 @@ seconds, to see that everything runs. Every field can be overridden from the com
 
 from ml_collections import ConfigDict
 
-from configs.stage import stage
+from configs import stage
 
 
 def get_config(preset: str = 'small') -> ConfigDict:
   """Returns the config of one scale: 'paper', 'small' or 'smoke'."""
   presets = {'paper': lambda config: None, 'small': _small, 'smoke': _smoke}
-  if preset not in presets:
-    raise ValueError(f'config preset {preset!r}: must be one of {", ".join(presets)}')
-  config = _paper()
-  presets[preset](config)
-  config.preset = preset
-  return config
+  return stage.select(preset, _paper(), presets)
 
 
 def _paper() -> ConfigDict:
@@ -50,7 +45,7 @@ def _paper() -> ConfigDict:
     }
   )
   # Table A3 counts 256k gradient steps: 16k updates of 4 passes in 4 parts each.
-  config.expert = stage(
+  config.expert = stage.section(
     steps=16_000,
     batch=1024,  # Episodes side by side.
     learning_rate=3e-4,

@@ -9,7 +9,7 @@ from the command line, `--config.pretrain.batch=256`.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.stage import stage
+from configs import stage
 
 
 def get_config(preset: str = 'quickstart') -> ConfigDict:
@@ -20,12 +20,7 @@ def get_config(preset: str = 'quickstart') -> ConfigDict:
     'quickstart': _quickstart,
     'smoke': _smoke,
   }
-  if preset not in presets:
-    raise ValueError(f'config preset {preset!r}: must be one of {", ".join(presets)}')
-  config = _paper()
-  presets[preset](config)
-  config.preset = preset
-  return config
+  return stage.select(preset, _paper(), presets)
 
 
 def _paper() -> ConfigDict:
@@ -66,7 +61,7 @@ def _paper() -> ConfigDict:
       'remat': False,
     }
   )
-  config.pretrain = stage(
+  config.pretrain = stage.section(
     steps=256_000,
     batch=1024,
     learning_rate=3e-4,
@@ -75,8 +70,8 @@ def _paper() -> ConfigDict:
     checkpoint_every=2000,
   )
   config.pretrain.observation_weight = 0.01  # lambda of Eq. 5
-  config.probe = stage(steps=8000, batch=512, learning_rate=1e-3)
-  config.control = stage(steps=3200, batch=512, learning_rate=1e-3, weight_decay=0.03)
+  config.probe = stage.section(steps=8000, batch=512, learning_rate=1e-3)
+  config.control = stage.section(steps=3200, batch=512, learning_rate=1e-3, weight_decay=0.03)
   config.control.kind = 'low_rank'
   config.control.rank = 16
   config.control.layers = (0, 1, 2, 3, 4, 5, 6)
@@ -100,7 +95,7 @@ def _paper() -> ConfigDict:
       'normalise': True,
     }
   )
-  config.discover = stage(
+  config.discover = stage.section(
     steps=64_000,
     batch=512,
     learning_rate=1e-3,
@@ -125,7 +120,7 @@ def _paper() -> ConfigDict:
       'normalise': True,
     }
   )
-  config.reinforce = stage(
+  config.reinforce = stage.section(
     steps=100_000,
     batch=1024,
     eval_every=1000,

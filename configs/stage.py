@@ -1,9 +1,26 @@
-"""What every training stage's section of a config has."""
+"""What the configs of all worlds share: presets, and a training stage's section."""
+
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
 
-def stage(**kwargs) -> ConfigDict:
+def select(
+  preset: str, config: ConfigDict, presets: Mapping[str, Callable[[ConfigDict], None]]
+) -> ConfigDict:
+  """Returns `config` as changed by one of `presets`.
+
+  Raises:
+    ValueError: there is no such preset.
+  """
+  if preset not in presets:
+    raise ValueError(f'config preset {preset!r}: must be one of {", ".join(presets)}')
+  presets[preset](config)
+  config.preset = preset
+  return config
+
+
+def section(**kwargs) -> ConfigDict:
   """A training stage: optimiser, lengths and intervals (in updates)."""
   return ConfigDict(
     {

@@ -29,7 +29,8 @@ SECTIONS = {
   'reinforce/raw': (*_BASE, 'reinforce'),
   'evaluate': (*_DISCOVERY, 'evaluate'),
 }
-# May change between runs: how often to look, and what a store's own checksum says of data.
+# May change between runs: how often to look, and where data are; a stage that is under way knows
+# its store by the checksum.
 _FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call'}
 _FREE |= {'directory', 'episodes', 'episodes_per_shard'}
 # One run each: a single run does not depend on which others there are.

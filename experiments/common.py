@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from internal_rl.data.demonstrations import Demonstrations
 from internal_rl.envs.environment import Environment
 from internal_rl.envs.gridworld import Gridworld
-from internal_rl.envs.tasks import FAMILIES
+from internal_rl.envs.tasks import FAMILIES, TaskFamily
 from internal_rl.experts.gridworld import GridworldExpert
 from internal_rl.metacontroller.metacontroller import Metacontroller
 from internal_rl.models.heads import BernoulliHead, CategoricalGridHead, CategoricalHead
@@ -63,22 +63,27 @@ def environment(config: Config, task_names: tuple[str, ...] = (), time_limit: in
   """Returns the world, with its pretraining tasks unless others are named."""
   if config.env.kind != 'gridworld':
     raise ValueError(f"env.kind={config.env.kind!r}: must be 'gridworld'")
-  if config.env.family not in FAMILIES:
-    raise ValueError(f'env.family={config.env.family!r}: must be one of {sorted(FAMILIES)}')
   env = Gridworld(
     grid_size=config.env.grid_size,
     num_objects=config.env.num_objects,
     num_walls=config.env.num_walls,
     time_limit=time_limit or config.env.time_limit,
-    family=FAMILIES[config.env.family],
+    family=family(config),
     task_names=task_names,
   )
-  _require_solvable(env)
+  require_solvable(env)
   return env
 
 
+def family(config: Config) -> TaskFamily:
+  """Returns the world's subgoals and tasks."""
+  if config.env.family not in FAMILIES:
+    raise ValueError(f'env.family={config.env.family!r}: must be one of {sorted(FAMILIES)}')
+  return FAMILIES[config.env.family]
+
+
 @functools.lru_cache
-def _require_solvable(env: Gridworld) -> None:
+def require_solvable(env: Any) -> None:
   """Refuses a world in which `reset` would look for a solvable layout for ever, or nearly so."""
   drawn, count = dataclasses.replace(env, resample=False), 1000
   with jax.ensure_compile_time_eval():  # The first to ask may be a function under trace.
@@ -94,7 +99,7 @@ def _require_solvable(env: Gridworld) -> None:
 
 def post_training_environment(config: Config) -> Gridworld:
   """Returns the world with the one task that no demonstration solves."""
-  task = FAMILIES[config.env.family].post_training
+  task = family(config).post_training
   return environment(config, (task,), config.reinforce.time_limit)
 
 

@@ -162,11 +162,11 @@ def mean_by_stage(
   """Returns the mean of per-step `values` on the way to a task's 1st, 2nd, .. colour.
 
   A base model's loss beside `bayes_nll` tells what it has yet to learn: where a subgoal begins, to
-  infer the task; within a subgoal, which colour ends it.
+  infer the task; within a subgoal, which colour ends it. NaN for a stage that no episode is at.
   """
   weights = jax.nn.one_hot(beliefs.stage, stages) * beliefs.mask[..., None]
   sums = jnp.einsum('bt,bts->s', jnp.where(beliefs.mask, values, 0.0), weights)
-  return sums / jnp.maximum(weights.sum((0, 1)), 1)
+  return sums / weights.sum((0, 1))
 
 
 def floors(expert: GridworldExpert, episodes: Episodes) -> Floors:

@@ -28,7 +28,7 @@ class State:
     time: control steps taken.
     rejected: layouts drawn before this one that were unsolvable; with `resample=False`, 1 if this
       very layout is unsolvable.
-    diverged: True if the episode ended because the simulation was not finite any more.
+    diverged: True if the episode ended because the simulation blew up.
     subgoal: ground-truth subgoal in force. Analysis only.
   """
 
@@ -49,7 +49,7 @@ class Ant:
   has in the gridworld. The paper's world is `grid_size=4, num_objects=4, num_walls=1,
   time_limit=500` (App. A.2). An episode ends when the ant's centre enters a wall cell, when its
   height leaves `healthy`, on a wrong colour, on completing the task, after `time_limit` steps, or
-  when the simulation is not finite any more. Completing the task in the very step in which the
+  when the simulation blows up. Completing the task in the very step in which the
   height leaves its range still counts.
 
   Attributes:
@@ -176,7 +176,7 @@ class Ant:
     """Applies torques for one control step; absorbing after the end."""
     layout, was_done = state.layout, state.progress.done
     body = self.body.advance(state.body, action)
-    diverged = ~was_done & ~ant_body.is_finite(body)
+    diverged = ~was_done & ~ant_body.is_sound(body)
     held = was_done | diverged
     body = jax.tree.map(lambda old, new: jnp.where(held, old, new), state.body, body)
     progress, reward = pinpad.visit(

@@ -18,6 +18,8 @@ ASSET = pathlib.Path(__file__).with_name('assets') / 'ant.xml'
 NUM_LEGS = 4
 NUM_JOINTS = 8  # Hip and ankle of legs 1, 2, 3, 4, in this order; a torque each.
 NUM_POSITIONS, NUM_VELOCITIES = 7 + NUM_JOINTS, 6 + NUM_JOINTS
+# m/s and rad/s: a simulation that is blowing up. Random torques reach 20.
+MAX_VELOCITY = 1e3
 CONTACTS = ('feet', 'feet_torso')
 
 
@@ -135,10 +137,13 @@ class AntBody:
       after = mjx.step(model, before)
       return Body(after.qpos, after.qvel, after.qacc_warmstart), None
 
-    with jax.numpy_rank_promotion('allow'):  # MJX broadcasts.
+    # MJX broadcasts; and accelerators would compute its products in less than float32, of which
+    # contacts and explicit damping leave nothing to spare.
+    with jax.numpy_rank_promotion('allow'), jax.default_matmul_precision('highest'):
       return jax.lax.scan(substep, body, length=self.frame_skip)[0]
 
 
-def is_finite(body: Body) -> Bool[Array, '']:
-  """Returns whether every number of an unbatched body is finite."""
-  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(body)]).all()
+def is_sound(body: Body) -> Bool[Array, '']:
+  """Returns whether an unbatched body is finite and no velocity beyond what a simulation holds."""
+  finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(body)]).all()
+  return finite & (jnp.abs(body.qvel).max() < MAX_VELOCITY)

@@ -33,11 +33,13 @@ class Reward:
 
   Attributes:
     velocity: for each m/s along the command.
-    max_speed: m/s beyond which faster is not better: sprinting ants leap above the height limit.
+    max_speed: m/s beyond which faster is not better, nor backwards worse: sprinting ants leap above
+      the height limit.
     alive: for not having failed.
     control: cost of the sum of squared torques.
     bounce: cost of the squared vertical velocity, (m/s)^2, which is what a leap begins with.
-    visit: for the next colour of the task.
+    visit: for the next colour of the task; the last one's step, which ends the episode, teaches
+      nothing, because PPO leaves out steps at which an episode was cut off.
     failure: cost of an end that is neither success nor the time limit.
   """
 
@@ -59,7 +61,7 @@ class Reward:
   ) -> Float[Array, '']:
     velocity = (after.body.place - before.body.place) @ command / env.body.seconds
     return (
-      self.velocity * jnp.minimum(velocity, self.max_speed)
+      self.velocity * jnp.clip(velocity, -self.max_speed, self.max_speed)
       + self.alive
       - self.control * jnp.square(torques).sum()
       - self.bounce * jnp.square(after.body.qvel[2])
@@ -108,7 +110,7 @@ class Trainer:
   def __post_init__(self):
     if self.num_envs % self.minibatches:
       raise ValueError(
-        f'expert.minibatches={self.minibatches}: must divide expert.num_envs ({self.num_envs})'
+        f'expert.minibatches={self.minibatches}: must divide expert.batch ({self.num_envs})'
       )
 
   @property

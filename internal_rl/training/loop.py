@@ -121,7 +121,7 @@ def fit(
     feed: for data that stay on the host, `step -> batch`: arrays for update number `step`, counted
       from 0, as a pure function of it, so that a resumed run is fed the same. `update` then is
       `(state, frozen, key, batch)`. While the device computes one call, a thread reads the batches
-      of the next.
+      of the next, so that the host holds about two calls of them.
     fingerprint: JSON-like config that decides the result. A checkpoint with another one, or one
       trained on other frozen parameters, is refused. None accepts any checkpoint that fits. Leave
       out what may change between runs, such as `steps`.

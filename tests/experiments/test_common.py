@@ -9,7 +9,7 @@ from experiments import common
 
 def test_a_world_can_be_built_under_trace():
   config = get_config('smoke')
-  common._require_solvable.cache_clear()
+  common.require_solvable.cache_clear()
   jax.jit(lambda: (common.environment(config), 0)[1])()
 
 

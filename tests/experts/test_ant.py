@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 
@@ -111,8 +112,6 @@ def test_turning_the_ant_by_quarters_changes_no_feature_but_renumbers_its_legs()
 
 def test_a_quarter_turn_maps_the_model_onto_itself():
   """Positions of all feet, of an ant turned by a quarter with its legs renumbered, coincide."""
-  import mujoco
-
   model = ENV.body.model
   joints = np.random.default_rng(2).uniform(-0.5, 0.5, 8) + ENV.body.stance[7:]
 
@@ -128,8 +127,6 @@ def test_a_quarter_turn_maps_the_model_onto_itself():
 
 
 def test_rotation_is_mujocos():
-  import mujoco
-
   quaternion = np.array([0.5, -0.1, 0.7, 0.2])
   quaternion /= np.linalg.norm(quaternion)
   matrix = np.zeros(9)
@@ -139,7 +136,7 @@ def test_rotation_is_mujocos():
 
 @pytest.fixture(scope='module')
 def trained():
-  """Two updates, and what a second run of them gives."""
+  """Three updates, and what a second run of them gives."""
   tx = state_lib.optimiser(1e-3)
   params, statistics, walks = jax.jit(TRAINER.init)(jax.random.key(0))
   start = ({**params, 'statistics': statistics}, tx.init(params), walks)
@@ -191,8 +188,35 @@ def test_demonstrations_render_into_what_the_environment_showed():
   np.testing.assert_allclose(batch.observations[2, 3], ENV.observe(layout, body), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ('stage', 'done', 'time', 'failed'),
+  [(1, False, 3, 0), (1, True, 3, 1), (3, True, 3, 0), (1, True, 6, 0)],
+  ids=['under way', 'ended early', 'complete', 'time is up'],
+)
+def test_an_end_that_is_neither_success_nor_the_time_limit_is_a_failure(stage, done, time, failed):
+  state = guided(corridor(), (-1.0, 3.0), stage=stage).state
+  progress = state.progress.replace(done=jnp.array(done))
+  state = state.replace(progress=progress, time=jnp.array(time))
+  assert ant_ppo.has_failed(ENV, state) == failed
+
+
+def test_reward_is_the_sum_of_its_terms():
+  reward = ant_ppo.Reward(2.0, 1.5, 0.5, 0.1, 0.2, 5.0, 10.0)
+  qvel = jnp.zeros(14).at[2].set(3.0)
+  before = guided(corridor(), (-1.0, 3.0)).state
+  after = guided(corridor(), (-0.99, 3.005), stage=1, qvel=qvel).state
+  torques = jnp.array([1.0, -1.0, 0, 0, 0, 0, 0.5, 0])
+  east, south = jnp.array([1.0, 0.0]), jnp.array([0.0, -1.0])
+  rest = 0.5 - 0.1 * 2.25 - 0.2 * 9 + 5
+  # A hundredth of a second: 1 m/s east and 0.5 m/s north.
+  for command, speed in ((east, 1.0), (south, -0.5), (3 * east, 1.5), (-3 * east, -1.5)):
+    got = reward(ENV, before, after, command, torques)
+    np.testing.assert_allclose(got, 2 * speed + rest, rtol=1e-3)
+  ended = after.replace(progress=after.progress.replace(done=jnp.array(True)))
+  got = reward(ENV, before, ended, east, torques)
+  np.testing.assert_allclose(got, 2 + rest - 10, rtol=1e-3)
+
+
 def test_bad_settings_are_refused():
-  with pytest.raises(
-    ValueError, match=r'expert\.minibatches=3: must divide expert\.num_envs \(8\)'
-  ):
+  with pytest.raises(ValueError, match=r'expert\.minibatches=3: must divide expert\.batch \(8\)'):
     ant_ppo.Trainer(TRAINER.actor, ant_ppo.Reward(), num_envs=8, unroll=4, minibatches=3)
