@@ -131,7 +131,7 @@ def test_a_simulation_that_is_not_finite_ends_its_own_episode_only(reset, step):
   state, _ = begin(reset, 2)
   torques = np.zeros((BATCH, 8), np.float32)
   torques[0, 3], torques[1, 0] = np.nan, np.inf
-  qvel = state.body.qvel.at[2, 2].set(1e30).at[3, 8].set(-1e25).at[4, 0].set(2e3)
+  qvel = state.body.qvel.at[2, 2].set(1e30).at[3, 8].set(-1e25).at[4, 2].set(2e3)
   state = state.replace(body=state.body.replace(qvel=qvel))
   after, timestep = step(state, torques)
   assert after.diverged[np.array([0, 2, 3, 4])].all()  # The last is finite, but absurd.
