@@ -80,7 +80,7 @@ def test_an_unknown_field_is_refused(tmp_path):
 
 
 def test_a_world_without_solvable_layouts_is_refused(tmp_path):
-  world = {'family': 'four_pairs', 'grid_size': 3, 'num_objects': 6, 'num_walls': 2}
+  world = {'family': 'three_pairs', 'grid_size': 3, 'num_objects': 6, 'num_walls': 2}
   done = launch('pretrain', tmp_path, *[f'--config.env.{k}={v}' for k, v in world.items()])
   assert done.returncode != 0
   assert 'none lets every task be completed' in done.stderr

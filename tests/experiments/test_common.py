@@ -15,6 +15,6 @@ def test_a_world_can_be_built_under_trace():
 
 def test_a_world_without_solvable_layouts_is_refused():
   config = get_config('smoke')
-  config.env.update(family='four_pairs', grid_size=3, num_objects=6, num_walls=2)
+  config.env.update(family='three_pairs', grid_size=3, num_objects=6, num_walls=2)
   with pytest.raises(ValueError, match='none lets every task be completed'):
     common.environment(config)
