@@ -92,12 +92,11 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   ]
   params = artifacts.base_params(config, workdir)
   key = common.key_for(config, 'pretrain', 'final')
-  final = jax.jit(evaluate)(state.replace(params=params), None, key)
-  stages = jax.jit(by_stage)(params, key)
+  # One program: what both measure is computed once.
+  measured = jax.jit(lambda state, key: evaluate(state, None, key) | by_stage(state.params, key))
+  final = measured(state.replace(params=params), key)
   curve = {name: [row[name] for row in rows] for name in ('step', 'eval/nll', 'eval/bayes_nll')}
-  return artifacts.write_result(
-    config, workdir, 'pretrain', {**final, **stages, 'curve': curve}, started
-  )
+  return artifacts.write_result(config, workdir, 'pretrain', {**final, 'curve': curve}, started)
 
 
 if __name__ == '__main__':
