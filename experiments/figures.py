@@ -101,7 +101,8 @@ def _pretraining(result: dict[str, Any]) -> Picture:
   caption = (
     f'Held-out action loss of the base model (one seed), {result["nll"] - result["bayes_nll"]:.3f} '
     'nats a step above its exact floor in the end. Knowing the goal would gain the distance '
-    'between the dashed and the dotted line.'
+    'between the dashed and the dotted line. By stage one sees what is yet to be learnt: '
+    'which goal comes next, or how to reach it.'
   )
   return Picture(figures.png(figure), 'Pretraining loss', caption)
 
