@@ -38,9 +38,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where this run reads and writes everything.')
 
 
-def main(run: Run) -> None:
-  """Runs one stage as an absl binary."""
-  flags.mark_flag_as_required('workdir')
+def main(run: Run, instead: str = '') -> None:
+  """Runs one stage as an absl binary.
+
+  Args:
+    run: the stage.
+    instead: a flag that may be given in place of the workdir, which is None then.
+  """
+  if instead:
+    flags.mark_flags_as_mutual_exclusive(['workdir', instead], required=True)
+  else:
+    flags.mark_flag_as_required('workdir')
 
   def start(argv):
     if len(argv) > 1:
