@@ -52,8 +52,8 @@ def record(
     variant: the run's name if it differs from its preset.
   """
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
-  arguments = artifacts.config_flags(config)
-  workdir = f'runs/{"_".join(filter(None, [config.preset, variant, str(config.seed)]))}'
+  workdir = '_'.join(filter(None, [config.preset, variant, str(config.seed)]))
+  own = [flag for flag in artifacts.config_flags(config) if not flag.startswith('--config.seed=')]
   stages = {
     stage: {name: value for name, value in result.items() if name not in _ONCE}
     for stage, result in results.items()
@@ -67,7 +67,8 @@ def record(
     'device': unique('device'),
     'date': max(result['date'] for result in results.values()),
     'seconds': compact(sum(result['seconds'] for result in results.values())),
-    'command': ' '.join(['python -m experiments.pipeline', *arguments, f'--workdir={workdir}']),
+    'flags': own,  # Those of every seed.
+    'command': artifacts.command(config, f'runs/{workdir}', 'pipeline'),
     'config': artifacts.mapping(config),
     'stages': compact(artifacts.plain(stages)),
   }
@@ -90,7 +91,7 @@ def thinned(points: Sequence[Any]) -> list[Any]:
   return [points[i * (len(points) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
-def write(root: str, found: Mapping[str, Any], overwrite: bool = False) -> str:
+def write(root: str | os.PathLike[str], found: Mapping[str, Any], overwrite: bool = False) -> str:
   """Writes a record where it belongs; returns the path.
 
   Raises:

@@ -5,6 +5,8 @@ differ from it in something: their internal RL is one more method beside the pre
 rest of their numbers stand below the preset's under their name.
 """
 
+import dataclasses
+import functools
 import glob
 import json
 import os
@@ -28,32 +30,32 @@ Record = Mapping[str, Any]
 Records = list[dict[str, Any]]
 
 
-def run(root: str) -> dict[str, Any]:
+def run(root: str | os.PathLike[str]) -> dict[str, Any]:
   """Draws every figure and writes the table; returns how many of each there are."""
   if not os.path.isdir(root):
     raise FileNotFoundError(f'--results={root}: no such directory')
-  presets = [Preset(*key, variants) for key, variants in read(root).items()]
-  count = sum(preset.draw(root) for preset in presets)
+  found = presets(root)
+  count = sum(preset.draw(root) for preset in found)
   readme = os.path.join(root, 'README.md')
   with open(readme) as file:
     text = file.read()
-  artifacts.write_bytes(readme, with_table(text, table(presets)).encode())
-  logging.info('%s: %d presets, %d figures', readme, len(presets), count)
-  return {'presets': len(presets), 'figures': count}
+  artifacts.write_bytes(readme, with_table(text, table(found)).encode())
+  logging.info('%s: %d presets, %d figures', readme, len(found), count)
+  return {'presets': len(found), 'figures': count}
 
 
 # Reading.
 
 
-def read(root: str) -> dict[tuple[str, str], dict[str, Records]]:
-  """Returns what is published, by world and preset, then by variant ('' for the preset itself)."""
-  found: dict[tuple[str, str], dict[str, Records]] = {}
+def presets(root: str | os.PathLike[str]) -> list['Preset']:
+  """Returns every preset of which something is published, by world and name."""
+  found = []
   for folder in sorted(glob.glob(os.path.join(root, '*', '*', ''))):
     world, preset = folder.rstrip(os.sep).split(os.sep)[-2:]
     names = ['', *sorted(os.listdir(folder))]
-    variants = {name: read_folder(os.path.join(folder, name)) for name in names}
-    if variants := {name: records for name, records in variants.items() if records}:
-      found[world, preset] = variants
+    records = {name: read_folder(os.path.join(folder, name)) for name in names}
+    if variants := {name: those for name, those in records.items() if those}:
+      found.append(Preset(world, preset, variants))
   return found
 
 
@@ -98,16 +100,23 @@ class Preset:
         rest = {stage: result for stage, result in new.items() if stage not in methods}
         self.others.setdefault(name, []).append(rest)
 
-  def pictures(self) -> Iterator[tuple[str, Picture]]:
-    """Yields every figure with its file name."""
+  @functools.cached_property
+  def pictures(self) -> dict[str, Picture]:
+    """Every figure by its file name."""
+    return dict(self._pictures())
+
+  def _pictures(self) -> Iterator[tuple[str, Picture]]:
     for name, runs in {'': self.runs, **self.others}.items():
       for figure, picture in drawings.draw(runs):
+        if name:
+          caption = f'{name}: {picture.caption}'
+          picture = dataclasses.replace(picture, caption=caption)
         yield f'{name}_{figure}.png'.lstrip('_'), picture
 
-  def draw(self, root: str) -> int:
+  def draw(self, root: str | os.PathLike[str]) -> int:
     """Writes the figures, and removes those of runs that are no longer there."""
     directory, drawn = os.path.join(root, self.folder, 'figures'), set()
-    for name, picture in self.pictures():
+    for name, picture in self.pictures.items():
       artifacts.write_bytes(os.path.join(directory, name), picture.data)
       drawn.add(name)
     for path in glob.glob(os.path.join(directory, '*.png')):
@@ -120,12 +129,12 @@ class Preset:
     first = next(iter(self.variants.values()))[0]
     rows = [(row, _shell(row, self.variants)) for row in _ordered(claims.numbers(self.runs))]
     for name, runs in self.others.items():
-      rows += [
-        (row, f'python -m experiments.{row.stage} ${name.upper()}') for row in claims.numbers(runs)
-      ]
+      for row in claims.numbers(runs):
+        named = dataclasses.replace(row, claim=f'{row.claim} ({name})')
+        rows.append((named, f'python -m experiments.{row.stage} ${name.upper()}'))
     figures = [
       f'![{picture.title}]({self.folder}/figures/{name})\n\n{picture.caption}'
-      for name, picture in self.pictures()
+      for name, picture in self.pictures.items()
     ]
     files = [
       self._file(name, record) for name, records in self.variants.items() for record in records
@@ -163,12 +172,12 @@ def _renamed(variant: str, stage: str, result: dict[str, Any]) -> dict[str, Any]
 # The table.
 
 
-def table(presets: Sequence[Preset]) -> str:
+def table(found: Sequence[Preset]) -> str:
   """Returns the sections of all presets, or that there are none."""
-  if not presets:
+  if not found:
     rows = [(row, _shell(row, {})) for row in _ordered([])]
     return f'{NOTHING}\n\n{markdown(rows)}'
-  return '\n\n'.join(preset.section() for preset in presets)
+  return '\n\n'.join(preset.section() for preset in found)
 
 
 def with_table(text: str, found: str) -> str:
@@ -207,7 +216,7 @@ def _ordered(rows: list[Number]) -> list[Number]:
 def _shell(row: Number, variants: Mapping[str, Any]) -> str:
   """Returns the command that measures a row, '' where there is none."""
   stage, _, method = row.stage.partition('/')
-  if method in variants:
+  if method and method in variants:
     return f'python -m experiments.{stage} ${method.upper()}'
   flags = {'': '', 'internal': '', 'raw': ' --raw'}.get(method)
   return '' if flags is None else f'python -m experiments.{stage} $C{flags}'
@@ -215,11 +224,8 @@ def _shell(row: Number, variants: Mapping[str, Any]) -> str:
 
 def _variable(variant: str, records: Records) -> str:
   """Returns the line of shell that the commands of a variant start from."""
+  name, first = variant.upper() or 'C', records[0]
   seeds = ' '.join(str(record['seed']) for record in records)
-  arguments = records[0]['command'].split(' ', 3)[3]
-  seed = f'={records[0]["seed"]}'
-  arguments = arguments.replace(f' --config.seed{seed}', '')
-  folder = '_'.join(filter(None, [records[0]['preset'], variant]))
-  arguments = re.sub(r' --workdir=\S+', '', arguments)
-  name = variant.upper() or 'C'
-  return f'{name}="{arguments} --config.seed=$S --workdir=runs/{folder}_$S"  # S in {seeds}'
+  workdir = '_'.join(filter(None, [first['preset'], variant, '$S']))
+  arguments = ' '.join([*first['flags'], '--config.seed=$S', f'--workdir=runs/{workdir}'])
+  return f'{name}="{arguments}"  # for S in {seeds}'

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from internal_rl.analysis import figures
 from internal_rl.analysis.figures import method_name, tolerances
 
 Result = Mapping[str, Any]
@@ -51,7 +52,7 @@ class Claim:
   stages: tuple[str, ...]
 
 
-METHODS = ('reinforce/internal', 'reinforce/raw', 'reinforce/forced', 'reinforce/cotrain')
+METHODS = tuple(f'reinforce/{method}' for method in figures.METHODS)
 CLAIMS = {
   'C1': Claim(
     'Subgoal decoded by a linear probe',

@@ -70,11 +70,13 @@ def _probes(results: list[Result]) -> Picture:
 
 
 def _controllers(results: list[Result]) -> Picture:
-  bars = 'standard errors over episodes' if len(results) == 1 else 'quartiles'
+  bars = 'one seed, bars are standard errors over episodes'
+  if len(results) > 1:
+    bars = f'{len(results)} seeds: medians, bars are quartiles'
   kind = results[0]['config']['control']['kind'].replace('_', '-')
   caption = (
     f'One {kind} controller a subgoal, trained with labels on pretraining tasks, switched by the '
-    f'ground truth ({seeds(results)}; bars are {bars}). Compare Fig. 4.'
+    f'ground truth ({bars}). Compare Fig. 4.'
   )
   figure = figures.controllers([result['layers'] for result in results])
   return Picture(figures.png(figure), 'Labelled controllers by layer', caption)

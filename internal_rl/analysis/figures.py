@@ -39,13 +39,14 @@ STYLE: Any = {
 INK, MUTED = '#1b1b1f', '#74747c'
 BLUE, ORANGE, GREEN, RED, PINK = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
 # A method keeps its colour and its dashes in every figure; others take what is left.
-METHODS = {
+METHODS: dict[str, tuple[str, str, Any]] = {
   'internal': ('internal RL', BLUE, '-'),
   'raw': ('raw-action RL', RED, '--'),
   'forced': ('forced switching', GREEN, '-.'),
   'cotrain': ('co-training', PINK, ':'),
+  'compile': ('CompILE', ORANGE, (0, (5, 1))),
 }
-_SPARE = ((ORANGE, (0, (5, 1))), (MUTED, (0, (1, 1))))
+_SPARE = ((MUTED, (0, (1, 1))), (INK, (0, (3, 1, 1, 1))))
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -83,7 +84,7 @@ def _seeds(rows: Sequence[Any]) -> str:
 
 
 def _band(
-  axis, x: Sequence[Number], rows: Sequence[Any], look: str, positive: bool = False, **kwargs
+  axis, x: Sequence[Number], rows: Sequence[Any], positive: bool = False, **look: Any
 ) -> None:
   """Draws the median of `rows`, one a seed, and between their quartiles a band.
 
@@ -95,9 +96,9 @@ def _band(
   low, median, high = np.percentile(values, (25, 50, 75), axis=0)
   if positive:
     low, median, high = (np.where(line > 0, line, np.nan) for line in (low, median, high))
-  axis.plot(x[:points], median, look, **kwargs)
+  axis.plot(x[:points], median, **look)
   if len(rows) > 1:
-    axis.fill_between(x[:points], low, high, color=kwargs['color'], alpha=0.18, linewidth=0)
+    axis.fill_between(x[:points], low, high, color=look['color'], alpha=0.18, linewidth=0)
 
 
 def _column(runs: Sequence[Row], name: str) -> list[Any]:
@@ -126,7 +127,7 @@ def pretraining(runs: Sequence[Row]) -> Figure:
   figure, axes = _panels(1 + bool(floors) + staged)
   steps = runs[0]['curve']['step']
   nll = [run['curve']['eval/nll'] for run in runs]
-  _band(axes[0], steps, nll, '-', color=BLUE, label='base model')
+  _band(axes[0], steps, nll, color=BLUE, label='base model')
   _level(axes[0], floors, INK, '--', 'Bayes predictor (floor)')
   _level(axes[0], _column(runs, 'goal_nll'), MUTED, ':', 'told the goal')
   axes[0].set(xlabel='updates', ylabel='action loss, nats a step', title='Pretraining')
@@ -134,19 +135,20 @@ def pretraining(runs: Sequence[Row]) -> Figure:
   if floors:
     axes[0].set_ylim(0)
     excess = [np.asarray(row, float) - floor for row, floor in zip(nll, floors, strict=True)]
-    _band(axes[1], steps, excess, '-', positive=True, color=BLUE)
+    _band(axes[1], steps, excess, positive=True, color=BLUE)
     axes[1].set_yscale('log')
     axes[1].set(
       xlabel='updates', ylabel='above the floor, nats a step', title='Distance to the floor'
     )
   if staged:
-    for look, colour, label, name in (
-      ('o-', BLUE, 'base model', 'nll_by_stage'),
-      ('s--', INK, 'Bayes predictor', 'bayes_nll_by_stage'),
-      ('^:', MUTED, 'told the goal', 'goal_nll_by_stage'),
+    for marker, style, colour, label, name in (
+      ('o', '-', BLUE, 'base model', 'nll_by_stage'),
+      ('s', '--', INK, 'Bayes predictor', 'bayes_nll_by_stage'),
+      ('^', ':', MUTED, 'told the goal', 'goal_nll_by_stage'),
     ):
       if rows := _column(runs, name):
-        _band(axes[-1], range(1, len(rows[0]) + 1), rows, look, color=colour, label=label)
+        stages, look = range(1, len(rows[0]) + 1), dict[str, Any](marker=marker, linestyle=style)
+        _band(axes[-1], stages, rows, color=colour, label=label, **look)
     axes[-1].set(xlabel='colour on the way to', ylabel='action loss, nats a step', title='By stage')
     axes[-1].set_ylim(0 if floors else None)
     _integer_axis(axes[-1].xaxis)
@@ -167,16 +169,16 @@ def probes(runs: Sequence[Row], chance: Number) -> Figure:
   staged = bool(_column(runs, 'accuracy_by_step'))
   figure, axes = _panels(1 + staged)
   accuracy = _column(runs, 'accuracy')
-  _band(axes[0], range(len(accuracy[0])), accuracy, 'o-', color=BLUE, label='linear probe')
+  _band(axes[0], range(len(accuracy[0])), accuracy, color=BLUE, marker='o', label='linear probe')
   _level(axes[0], _column(runs, 'bayes_accuracy'), INK, '--', 'Bayes belief (ceiling)')
   axes[0].set(xlabel='layer', ylabel='accuracy', title='Subgoal decoded, by layer', ylim=(0, 1))
   if staged:
     best = int(np.median(accuracy, 0).argmax())
     by_step = [rows[best] for rows in _column(runs, 'accuracy_by_step')]
     time = range(len(by_step[0]))
-    _band(axes[1], time, by_step, '-', color=BLUE, label=f'probe of layer {best}')
+    _band(axes[1], time, by_step, color=BLUE, label=f'probe of layer {best}')
     if rows := _column(runs, 'bayes_accuracy_by_step'):
-      _band(axes[1], time, rows, '--', color=INK, label='Bayes belief')
+      _band(axes[1], time, rows, color=INK, linestyle='--', label='Bayes belief')
     axes[1].set(xlabel='step of the episode', title='... and within an episode', ylim=(0, 1.02))
   for axis in axes:
     _level(axis, [chance], MUTED, ':', 'chance')
@@ -204,7 +206,7 @@ def controllers(runs: Sequence[Sequence[Row]]) -> Figure:
   ):
     success = [[row[task]['success'] for row in run] for run in runs]
     low, middle, high = np.percentile(success, (25, 50, 75), axis=0)
-    error: Any = (middle - low, high - middle)
+    error: Any = np.stack([middle - low, high - middle])
     if len(runs) == 1:
       error = [row[task]['error'] for row in runs[0]]
     axis.errorbar(names, middle, error, fmt=style, color=colour, capsize=3, label=label)
@@ -331,7 +333,7 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
     success = [[row['success'] for row in curve] for curve in seeds]
     label = f'{name} ({_seeds(seeds)})'
     for axis, positive in zip(axes, (False, True), strict=True):
-      _band(axis, episodes, success, '', positive, color=colour, linestyle=dashes, label=label)
+      _band(axis, episodes, success, positive, color=colour, linestyle=dashes, label=label)
   axes[0].set(title='Reinforcement on the unseen task', ylim=(0, 1), ylabel='success')
   axes[1].set(title='... on a logarithmic axis')
   axes[1].set_yscale('log')
