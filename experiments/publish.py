@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags, logging
 
 from experiments import artifacts, common, figures, published
+from internal_rl.training import metrics
 
 _VARIANT = flags.DEFINE_string('variant', '', 'Name of a run that differs from its preset.')
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace the file of another run.')
@@ -35,14 +36,18 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     raise ValueError(
       f'--variant={variant}: must be of lower-case letters, digits and _, and none of {RESERVED}'
     )
-  found = record(config, figures.read_results(config, workdir), variant)
+  results = figures.read_results(config, workdir)
+  found = record(config, results, variant, seconds_by_command(workdir))
   path = write(root, found, _OVERWRITE.value)
   logging.info('%s: %s', path, ', '.join(found['stages']))
   return found
 
 
 def record(
-  config: common.Config, results: Mapping[str, Mapping[str, Any]], variant: str = ''
+  config: common.Config,
+  results: Mapping[str, Mapping[str, Any]],
+  variant: str = '',
+  seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
   """Returns what is published of a run.
 
@@ -50,10 +55,12 @@ def record(
     config: the whole config.
     results: `result.json` by stage.
     variant: the run's name if it differs from its preset.
+    seconds: by command; without it by stage, of which only the last piece is known.
   """
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
   workdir = '_'.join(filter(None, [config.preset, variant, str(config.seed)]))
   own = [flag for flag in artifacts.config_flags(config) if not flag.startswith('--config.seed=')]
+  seconds = seconds or {stage: result['seconds'] for stage, result in results.items()}
   stages = {
     stage: {name: value for name, value in result.items() if name not in _ONCE}
     for stage, result in results.items()
@@ -66,12 +73,20 @@ def record(
     'commit': unique('commit'),
     'device': unique('device'),
     'date': max(result['date'] for result in results.values()),
-    'seconds': compact(sum(result['seconds'] for result in results.values())),
+    'seconds': compact(dict(seconds)),
     'flags': own,  # Those of every seed.
     'command': artifacts.command(config, f'runs/{workdir}', 'pipeline'),
     'config': artifacts.mapping(config),
     'stages': compact(artifacts.plain(stages)),
   }
+
+
+def seconds_by_command(workdir: str) -> dict[str, float]:
+  """Returns how long each command has run in a workdir, in all its pieces, where that is known."""
+  path, total = os.path.join(workdir, common.SECONDS), dict[str, float]()
+  for row in metrics.read_jsonl(path) if os.path.exists(path) else []:
+    total[row['command']] = total.get(row['command'], 0.0) + row['seconds']
+  return {name: seconds for name, seconds in total.items() if name not in ('figures', 'publish')}
 
 
 def compact(value: Any, name: str = '') -> Any:

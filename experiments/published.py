@@ -153,9 +153,10 @@ class Preset:
 
   def _file(self, variant: str, record: Record) -> str:
     path = '/'.join(filter(None, [self.folder, variant, f'seed_{record["seed"]}.json']))
+    minutes = ', '.join(f'{name} {seconds / 60:.1f}' for name, seconds in record['seconds'].items())
     return (
-      f'- [{path}]({path}): commit {record["commit"]}, {record["device"]}, '
-      f'{record["date"][:10]}, {record["seconds"] / 60:.0f} minutes, {len(record["stages"])} stages'
+      f'- [{path}]({path}): commit {record["commit"]}, {record["device"]}, {record["date"][:10]}; '
+      f'minutes: {minutes}'
     )
 
 
