@@ -50,19 +50,20 @@ def costs(config: common.Config) -> dict[str, Cost]:
   internal = section.steps * section.seeds * len(section.learning_rates)
   raw = section.steps * section.seeds * len(section.raw_learning_rates)
   return {
-    'pretrain': Cost(_case(config, 'pretrain', config.pretrain.batch), config.pretrain.steps),
-    'probe': Cost(_probe(config), config.probe.steps),
-    'control': Cost(_control(config), config.control.steps),
-    'discover': Cost(_case(config, 'discover', config.discover.batch), config.discover.steps),
+    'pretrain': Cost(case_flops(config, 'pretrain', config.pretrain.batch), config.pretrain.steps),
+    'probe': Cost(probe_flops(config), config.probe.steps),
+    'control': Cost(control_flops(config), config.control.steps),
+    'discover': Cost(case_flops(config, 'discover', config.discover.batch), config.discover.steps),
     'reinforce': Cost(
-      _case(config, 'rollout', section.batch) + _case(config, 'policy_update', section.batch),
+      case_flops(config, 'rollout', section.batch)
+      + case_flops(config, 'policy_update', section.batch),
       internal,
     ),
-    'reinforce --raw': Cost(_raw(config), raw),
+    'reinforce --raw': Cost(raw_flops(config), raw),
   }
 
 
-def _case(config: common.Config, group: str, batch: int) -> float:
+def case_flops(config: common.Config, group: str, batch: int) -> float:
   """Counts one of the benchmark's cases; loops that end early go on to the time limit."""
   ((_, case),) = benchmark_cases.GROUPS[group](config, batch).items()
   inputs = jax.eval_shape(case.inputs, jax.random.key(0))
@@ -77,7 +78,8 @@ def _stream(config: common.Config, batch: int) -> tuple[SequenceModel, Any, Any]
   return model, jax.eval_shape(model.init, jax.random.key(0), observations), observations
 
 
-def _probe(config: common.Config) -> float:
+def probe_flops(config: common.Config) -> float:
+  """Counts one update of all layers' probes."""
   model, base, observations = _stream(config, config.probe.batch)
   probes = LayerProbes(model.num_blocks + 1, len(common.family(config).subgoals))
   residuals = lambda base, x: model.apply(base, x, method=SequenceModel.residuals)
@@ -87,7 +89,7 @@ def _probe(config: common.Config) -> float:
   return matmul_flops(jax.value_and_grad(loss), params, base, observations)
 
 
-def _control(config: common.Config) -> float:
+def control_flops(config: common.Config) -> float:
   """Counts one update of every layer's controllers."""
   section = config.control
   model, base, observations = _stream(config, section.batch)
@@ -110,7 +112,7 @@ def _control(config: common.Config) -> float:
   return sum(map(update, section.layers))
 
 
-def _raw(config: common.Config) -> float:
+def raw_flops(config: common.Config) -> float:
   """Counts a batch of episodes of raw-action RL, and learning from it."""
   section, env = config.reinforce, common.post_training_environment(config)
   model, base, _ = _stream(config, 1)
