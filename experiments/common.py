@@ -61,7 +61,7 @@ def main(run: Run, instead: str = '') -> None:
     try:
       run(_CONFIG.value, _WORKDIR.value)
     finally:  # Preempted ones count too.
-      if _WORKDIR.value:
+      if _WORKDIR.value and os.path.isdir(_WORKDIR.value):
         _log_seconds(_WORKDIR.value, time.time() - started)
 
   app.run(start)
@@ -71,7 +71,6 @@ def _log_seconds(workdir: str, seconds: float) -> None:
   """Appends how long this command ran, so that a stage in many pieces has its time all the same."""
   name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
   command = ' '.join([name, *(flag for flag in sys.argv[1:] if flag == '--raw')])
-  os.makedirs(workdir, exist_ok=True)
   with open(os.path.join(workdir, SECONDS), 'a') as file:
     file.write(json.dumps({'command': command, 'seconds': round(seconds, 1)}) + '\n')
 

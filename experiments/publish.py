@@ -38,6 +38,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     )
   results = figures.read_results(config, workdir)
   found = record(config, results, variant, seconds_by_command(workdir))
+  if 'dirty' in found['commit'] or 'unknown' in found['commit']:
+    logging.warning('commit %s: nobody else has the code that made this run', found['commit'])
   path = write(root, found, _OVERWRITE.value)
   logging.info('%s: %s', path, ', '.join(found['stages']))
   return found
@@ -55,12 +57,14 @@ def record(
     config: the whole config.
     results: `result.json` by stage.
     variant: the run's name if it differs from its preset.
-    seconds: by command; without it by stage, of which only the last piece is known.
+    seconds: by command. Where they were not logged from the start it is said by stage, of which
+      only the last piece is known.
   """
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
   workdir = '_'.join(filter(None, [config.preset, variant, str(config.seed)]))
   own = [flag for flag in artifacts.config_flags(config) if not flag.startswith('--config.seed=')]
-  seconds = seconds or {stage: result['seconds'] for stage, result in results.items()}
+  by_stage = {stage: result['seconds'] for stage, result in results.items()}
+  seconds = max(seconds or {}, by_stage, key=lambda found: sum(found.values()))
   stages = {
     stage: {name: value for name, value in result.items() if name not in _ONCE}
     for stage, result in results.items()

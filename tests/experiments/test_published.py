@@ -181,3 +181,16 @@ def test_seeds_of_one_name_share_their_config(tmp_path):
   with pytest.raises(ValueError, match=r'seed_0.json .* discover.seeds: .* --variant'):
     publish.write(tmp_path, record(1, seeds=2), overwrite=True)
   publish.write(tmp_path, record(1, 'two_seeds', seeds=2))
+
+
+def test_time_is_that_of_every_piece_of_a_stage_if_all_were_logged(tmp_path):
+  pieces = [('probe', 570.0), ('pretrain', 570.0), ('probe', 400.5), ('publish', 9.0)]
+  rows = [json.dumps({'command': name, 'seconds': seconds}) + '\n' for name, seconds in pieces]
+  (tmp_path / 'seconds.jsonl').write_text(''.join(rows))
+  logged = publish.seconds_by_command(str(tmp_path))
+  assert logged == {'probe': 970.5, 'pretrain': 570.0}
+  assert publish.seconds_by_command(str(tmp_path / 'elsewhere')) == {}
+  results = synthetic.results()  # 90 seconds a stage.
+  assert publish.record(config_of(0), results, '', logged)['seconds'] == logged
+  partial = publish.record(config_of(0), results, '', {'probe': 100.0})['seconds']
+  assert partial == dict.fromkeys(results, 90.0)
