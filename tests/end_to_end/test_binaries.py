@@ -69,7 +69,7 @@ def test_a_finished_run_is_published_and_drawn(workdir, tmp_path):
   assert done.returncode == 0, done.stderr[-4000:]
   (path,) = (tmp_path / 'gridworld' / 'smoke').iterdir()
   found = json.loads(path.read_text())
-  assert set(found['seconds']) == {'pipeline'}
+  assert 'pipeline' in found['seconds']
   for stage in ('probe', 'reinforce/internal', 'reinforce/raw'):
     assert found['stages'][stage]['commit'] == result(workdir, stage)['commit']
   command = [sys.executable, '-m', 'experiments.figures', f'--results={tmp_path}']
