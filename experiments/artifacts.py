@@ -1,8 +1,10 @@
 """What stages leave in a workdir and find there: checkpoints and results, each with its config."""
 
 import datetime
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping
@@ -45,10 +47,10 @@ def fingerprint(config: Config, stage: str, **run: Any) -> dict[str, Any]:
     stage: a key of `SECTIONS`.
     **run: which of the stage's runs; without any, all of them together.
   """
-  plain = json.loads(config.to_json_best_effort())
+  sections = mapping(config)
   left_out = _FREE | (_AXES if run else set())
   keep = lambda section: {k: v for k, v in section.items() if k not in left_out}
-  return {'seed': config.seed, **{name: keep(plain[name]) for name in SECTIONS[stage]}, **run}
+  return {'seed': config.seed, **{name: keep(sections[name]) for name in SECTIONS[stage]}, **run}
 
 
 def stage_dir(workdir: str, *parts: str) -> str:
@@ -57,11 +59,22 @@ def stage_dir(workdir: str, *parts: str) -> str:
 
 
 def command(config: Config, workdir: str, stage: str) -> str:
-  """Returns the command that runs `stage`; what was overridden has to be repeated."""
-  return (
-    f'python -m experiments.{stage} --config=configs/{config.env.kind}.py:{config.preset} '
-    f'--workdir={workdir}'
-  )
+  """Returns the command that runs `stage` with this config."""
+  return ' '.join([f'python -m experiments.{stage}', *config_flags(config), f'--workdir={workdir}'])
+
+
+def config_flags(config: Config) -> list[str]:
+  """Returns the flags that make this config: its preset, and every field that differs from it."""
+  file = importlib.import_module(f'configs.{config.env.kind}')
+  preset, chosen = flat(mapping(file.get_config(config.preset))), flat(mapping(config))
+  return [
+    f'--config=configs/{config.env.kind}.py:{config.preset}',
+    *(
+      shlex.quote(f'--config.{name}={tuple(value) if isinstance(value, list) else value}')
+      for name, value in chosen.items()
+      if value != preset[name]
+    ),
+  ]
 
 
 def base_params(config: Config, workdir: str) -> Params:
@@ -93,8 +106,8 @@ def read_result(config: Config, workdir: str, stage: str) -> dict[str, Any] | No
     return None
   with open(path) as file:
     result = json.load(file)
-  wanted = _flat(fingerprint(config, stage)) if stage in SECTIONS else {}
-  found = _flat(result['fingerprint'])
+  wanted = flat(fingerprint(config, stage)) if stage in SECTIONS else {}
+  found = flat(result['fingerprint'])
   differ = [
     f'{name}: it has {found.get(name)!r}, config says {value!r}'
     for name, value in wanted.items()
@@ -121,14 +134,14 @@ def write_result(
     started: `time.time()` at the start of the stage.
   """
   result = {
-    **_plain(dict(values)),
+    **plain(dict(values)),
     'seed': config.seed,
     'commit': commit(),
     'device': f'{jax.devices()[0].device_kind} x {jax.device_count()}',
     'jax': jax.__version__,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'seconds': round(time.time() - started, 1),
-    'config': json.loads(config.to_json_best_effort()),
+    'config': mapping(config),
     'fingerprint': fingerprint(config, stage) if stage in SECTIONS else {},
   }
   path = os.path.join(workdir, *stage.split('/'), 'result.json')
@@ -159,21 +172,26 @@ def commit() -> str:
   return done.stdout.strip() or 'unknown'
 
 
-def _plain(value: Any) -> Any:
+def mapping(config: Config) -> dict[str, Any]:
+  """Returns a config as it is in JSON."""
+  return json.loads(config.to_json_best_effort())
+
+
+def plain(value: Any) -> Any:
   """Turns arrays into lists, and what JSON has no number for into null."""
   if isinstance(value, Mapping):
-    return {name: _plain(item) for name, item in value.items()}
+    return {name: plain(item) for name, item in value.items()}
   if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-    return _plain(np.asarray(value).tolist())
+    return plain(np.asarray(value).tolist())
   if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
+    return [plain(item) for item in value]
   return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns the leaves of a nested dict by dotted name."""
   found: dict[str, Any] = {}
   for name, value in tree.items():
     nested = isinstance(value, Mapping)
-    found |= _flat(value, f'{prefix}{name}.') if nested else {prefix + name: value}
+    found |= flat(value, f'{prefix}{name}.') if nested else {prefix + name: value}
   return found

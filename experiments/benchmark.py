@@ -5,7 +5,8 @@
 
 Every call gets fresh inputs, made outside the clock, and is waited for. Rows of one group are timed
 in turns, so that their ratio holds on a busy machine too. `make rivals` adds rows of other
-libraries, see `rivals.py`. A row that fails, say for want of memory, says so and the others go on.
+libraries, see `rivals.py`. GFLOP/s are of matrix products. A row that fails, say for want of
+memory, says so and the others go on.
 """
 
 import datetime
@@ -24,6 +25,7 @@ from absl import app, flags, logging
 
 from experiments import artifacts, benchmark_cases, common, rivals
 from experiments.benchmark_cases import Case
+from internal_rl.training.flops import matmul_flops
 
 _BATCHES = flags.DEFINE_list('batches', ['64', '1024'], 'Batch sizes.')
 _ROWS = flags.DEFINE_string('rows', '.*', 'Groups of rows: a regex that matches the whole name.')
@@ -56,8 +58,7 @@ class CompiledCase:
     output = jax.block_until_ready(self._compiled(*arguments))
     self.facts: Row = {'unit': case.unit, 'items': case.items, 'compile_seconds': seconds}
     self.facts |= case.details(output)
-    if case.count_flops:
-      self.facts['gflop'] = _flops(self._compiled) / 1e9
+    self.facts['gflop'] = matmul_flops(case.function, *arguments) / 1e9
 
   def __call__(self, key: jax.Array) -> float:
     arguments = jax.block_until_ready(self._inputs(key))
@@ -76,13 +77,6 @@ class Rival:
   def __call__(self, key: jax.Array) -> float:
     del key  # a rival draws its own
     return self._worker.call()
-
-
-def _flops(compiled: jax.stages.Compiled) -> float:
-  """Returns XLA's count for one call, in which the body of a loop counts once."""
-  analysis: Any = compiled.cost_analysis()
-  analysis = analysis[0] if isinstance(analysis, list) else analysis
-  return float((analysis or {}).get('flops', 0.0))
 
 
 def measure(makers: dict[str, Callable[[], Timer]], seconds: float, key: jax.Array) -> list[Row]:
@@ -147,7 +141,7 @@ def _summary(facts: Row, times: list[float]) -> Row:
     'compile_seconds': facts.pop('compile_seconds'),
   }
   gflop = facts.pop('gflop', 0.0)
-  if gflop > 0:
+  if gflop > 0:  # Unknown where a loop has no fixed length.
     row['gflop_per_second'] = gflop / median
   return row | facts
 

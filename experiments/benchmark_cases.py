@@ -30,7 +30,6 @@ class Case:
     items: units of work a call.
     unit: what they are.
     details: what else a row says, from one call's output.
-    count_flops: whether XLA's count of operations is right: not where there is a loop.
   """
 
   function: Callable[..., Any]
@@ -38,7 +37,6 @@ class Case:
   items: float
   unit: str
   details: Callable[[Any], dict[str, Any]] = lambda output: {}
-  count_flops: bool = False
 
 
 Cases = dict[str, Case]
@@ -141,7 +139,6 @@ def pretrain_update(config: common.Config, batch: int) -> Cases:
     lambda key: (state, sample(key)),
     batch * config.data.horizon,
     'transitions',
-    count_flops=True,
   )
   return {'pretrain': case}
 

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import os
+import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +33,7 @@ from internal_rl.types import Key
 
 Run = Callable[[Config, str], Mapping[str, Any]]
 STORES = {False: 'D', True: 'D_star'}
+SECONDS = 'seconds.jsonl'
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', 'configs/gridworld.py:quickstart', 'FILE:PRESET, see configs/.', lock_config=True
@@ -38,17 +41,38 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where this run reads and writes everything.')
 
 
-def main(run: Run) -> None:
-  """Runs one stage as an absl binary."""
-  flags.mark_flag_as_required('workdir')
+def main(run: Run, instead: str = '') -> None:
+  """Runs one stage as an absl binary.
+
+  Args:
+    run: the stage.
+    instead: a flag that may be given in place of the workdir, which is None then.
+  """
+  if instead:
+    flags.mark_flags_as_mutual_exclusive(['workdir', instead], required=True)
+  else:
+    flags.mark_flag_as_required('workdir')
 
   def start(argv):
     if len(argv) > 1:
       raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     logging.get_absl_handler().addFilter(_is_ours)
-    run(_CONFIG.value, _WORKDIR.value)
+    started = time.time()
+    try:
+      run(_CONFIG.value, _WORKDIR.value)
+    finally:  # Preempted ones count too.
+      if _WORKDIR.value and os.path.isdir(_WORKDIR.value):
+        _log_seconds(_WORKDIR.value, time.time() - started)
 
   app.run(start)
+
+
+def _log_seconds(workdir: str, seconds: float) -> None:
+  """Appends how long this command ran, so that a stage in many pieces has its time all the same."""
+  name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+  command = ' '.join([name, *(flag for flag in sys.argv[1:] if flag == '--raw')])
+  with open(os.path.join(workdir, SECONDS), 'a') as file:
+    file.write(json.dumps({'command': command, 'seconds': round(seconds, 1)}) + '\n')
 
 
 def _is_ours(record) -> bool:

@@ -1,21 +1,23 @@
 """Draws a run's figures, animates its episodes and writes its report, from the finished stages.
 
   python -m experiments.figures --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
+  python -m experiments.figures --results=results
 
-Writes `figures/*.png`, `figures/*.gif` and the self-contained `report.html` into the workdir.
+The first writes `figures/*.png`, `figures/*.gif` and the self-contained `report.html` into the
+workdir. The second draws what `publish` wrote, over seeds, and the table in `results/README.md`.
 """
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
+from absl import flags, logging
 
-from experiments import artifacts, common, discover
-from internal_rl.analysis import figures, report
+from experiments import artifacts, common, discover, published
+from internal_rl.analysis import claims, drawings, report
+from internal_rl.analysis.drawings import Named
 from internal_rl.analysis.report import Picture
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.envs import render
@@ -24,27 +26,26 @@ from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.internal_env import Frozen
 from internal_rl.training import checkpoint
 
+_RESULTS = flags.DEFINE_string('results', None, 'Directory of what `publish` wrote.')
+
 STAGES = ('pretrain', 'probe', 'control', 'discover', 'evaluate')
 GATE_ROWS = 6
 RECORDED = 64  # Episodes rolled out, one or two of which are shown.
 
 Results = dict[str, dict[str, Any]]
-Named = Iterator[tuple[str, Picture]]
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Writes everything; returns the report's path and what it contains."""
   results = read_results(config, workdir)
-  if not results:
-    raise FileNotFoundError(
-      f'no finished stage in {workdir}; run: {artifacts.command(config, workdir, "pipeline")}'
-    )
   directory = artifacts.stage_dir(workdir, 'figures')
-  os.makedirs(directory, exist_ok=True)
   drawn: list[Picture] = []
   animated: list[Picture] = []
-  for pictures, make, suffix in ((drawn, _figures, 'png'), (animated, _episodes, 'gif')):
-    for name, picture in make(config, workdir, results):
+  for pictures, found, suffix in (
+    (drawn, drawings.draw([results]), 'png'),
+    (animated, _episodes(config, workdir, results), 'gif'),
+  ):
+    for name, picture in found:
       artifacts.write_bytes(os.path.join(directory, f'{name}.{suffix}'), picture.data)
       pictures.append(picture)
   again = artifacts.command(config, workdir, 'pipeline')
@@ -56,80 +57,31 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
 
 def read_results(config: common.Config, workdir: str) -> Results:
-  """Returns `result.json` of every finished stage and of every method of reinforcement."""
+  """Returns `result.json` of every finished stage and method of reinforcement, and the gates.
+
+  Raises:
+    FileNotFoundError: no stage has finished.
+  """
   reinforce = artifacts.stage_dir(workdir, 'reinforce')
   methods = sorted(os.listdir(reinforce)) if os.path.isdir(reinforce) else []
   stages = [*STAGES, *(f'reinforce/{method}' for method in methods)]
   found = {stage: artifacts.read_result(config, workdir, stage) for stage in stages}
-  return {stage: result for stage, result in found.items() if result is not None}
-
-
-# Figures.
-
-
-def _figures(config: common.Config, workdir: str, results: Results) -> Named:
-  """Draws what the finished stages allow."""
-  if 'pretrain' in results:
-    yield 'pretraining', _pretraining(results['pretrain'])
-  if 'probe' in results:
-    yield 'probes', _probes(config, results['probe'])
-  if 'control' in results:
-    yield 'controllers', _controllers(results['control'])
+  results = {stage: result for stage, result in found.items() if result is not None}
+  if not results:
+    raise FileNotFoundError(
+      f'no finished stage in {workdir}; run: {artifacts.command(config, workdir, "pipeline")}'
+    )
   if 'discover' in results:
-    yield 'gates', _gates(config, workdir)
-    if len(results['discover']['members']) > 1:
-      base_nll = results.get('pretrain', {}).get('nll')
-      yield 'kl_sweep', _kl_sweep(results['discover'], base_nll)
-  curves = {
-    stage.split('/')[1]: [run['curve'] for run in _best_runs(result)]
-    for stage, result in results.items()
-    if stage.startswith('reinforce/')
-  }
-  if curves:
-    yield 'learning_curves', _learning_curves(results, curves)
+    results['discover']['gates'] = gate_rows(config, workdir)
+  return results
 
 
-def _pretraining(result: dict[str, Any]) -> Picture:
-  curve = result['curve']
-  figure = figures.pretraining(
-    curve['step'],
-    curve['eval/nll'],
-    result['bayes_nll'],
-    result['goal_nll'],
-    [result[f'{name}_by_stage'] for name in ('nll', 'bayes_nll', 'goal_nll')],
-  )
-  caption = (
-    f'Held-out action loss of the base model (one seed), {result["nll"] - result["bayes_nll"]:.3f} '
-    'nats a step above its exact floor in the end. Knowing the goal would gain the distance '
-    'between the dashed and the dotted line. By stage one sees what is yet to be learnt: '
-    'which goal comes next, or how to reach it.'
-  )
-  return Picture(figures.png(figure), 'Pretraining loss', caption)
+def gate_rows(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Returns the selected metacontroller's gate on demonstrations that it was not trained on.
 
-
-def _probes(config: common.Config, result: dict[str, Any]) -> Picture:
-  chance = 1 / len(common.environment(config).family.subgoals)
-  by_step = (result['accuracy_by_step'], result['bayes_accuracy_by_step'])
-  figure = figures.probes(result['accuracy'], result['bayes_accuracy'], chance, *by_step)
-  caption = (
-    f'One base model, {config.probe.eval_batch} held-out episodes. The ceiling is what an ideal '
-    'observer can know of the subgoal; few episodes reach the late steps on the right. Compare '
-    'Figs. 3 and A1.'
-  )
-  return Picture(figures.png(figure), 'Probe accuracy by layer', caption)
-
-
-def _controllers(result: dict[str, Any]) -> Picture:
-  caption = (
-    'One low-rank controller a subgoal, trained with labels on pretraining tasks, switched by the '
-    'ground truth; one seed a layer, bars are standard errors over episodes. Compare Fig. 4.'
-  )
-  figure = figures.controllers(result['layers'])
-  return Picture(figures.png(figure), 'Labelled controllers by layer', caption)
-
-
-def _gates(config: common.Config, workdir: str) -> Picture:
-  """The selected metacontroller's gate on demonstrations that it was not trained on."""
+  Returns:
+    `beta`, mean over gates, the true `subgoals` and `segments`, and `mask`: `[b, t]` each.
+  """
   expert, model = common.clean_expert(config), common.base_model(config)
   base = artifacts.base_params(config, workdir)
   params = artifacts.metacontroller_params(config, workdir)
@@ -141,45 +93,10 @@ def _gates(config: common.Config, workdir: str) -> Picture:
     batch = expert.sample(batch_key, GATE_ROWS, config.data.horizon)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     found, _ = discover.infer(config, params, base, batch, e, noise_key, 0.0, evaluating=True)
-    return batch, found.beta.mean(-1)
+    rows = {name: getattr(batch, name) for name in ('subgoals', 'segments', 'mask')}
+    return {'beta': found.beta.mean(-1), **rows}
 
-  batch, beta = jax.device_get(infer(base, params, key))
-  figure = figures.gates(
-    beta, batch.subgoals, batch.segments, batch.mask, config.metacontroller.threshold
-  )
-  caption = (
-    f'The {GATE_ROWS} first held-out demonstrations, not chosen; the gate was trained without '
-    'labels. It is open at the first step by construction. Compare Figs. 6 and A3.'
-  )
-  return Picture(figures.png(figure), 'Switching gates over time', caption)
-
-
-def _kl_sweep(result: dict[str, Any], base_nll: float | None) -> Picture:
-  seeds = len({member['seed'] for member in result['members']})
-  selected = result['members'][result['selected']]['alpha']
-  caption = (
-    f'Metacontrollers on the frozen base, {seeds} seed{"s" if seeds > 1 else ""} a strength; '
-    f'numbers on the left are α. Internal RL uses α = {selected:g}, chosen by reward '
-    'alone. Compare Fig. 7.'
-  )
-  figure = figures.kl_sweep(result['members'], base_nll)
-  return Picture(figures.png(figure), 'Rate and distortion by KL strength', caption)
-
-
-def _learning_curves(results: Results, curves: dict[str, list[Any]]) -> Picture:
-  rates = ', '.join(
-    f'{method} {results[f"reinforce/{method}"]["learning_rate"]:g}' for method in curves
-  )
-  caption = (
-    'Success of the episodes trained on; median and quartiles over seeds, at the learning rate '
-    f'that ended best of those tried ({rates}). The paper shows 30 seeds and a million episodes. '
-    'Compare Figs. 8 and A5.'
-  )
-  return Picture(figures.png(figures.learning_curves(curves)), 'Success against episodes', caption)
-
-
-def _best_runs(result: dict[str, Any]) -> list[dict[str, Any]]:
-  return [run for run in result['runs'] if run['learning_rate'] == result['learning_rate']]
+  return jax.device_get(infer(base, params, key))
 
 
 # Episodes.
@@ -201,7 +118,7 @@ def _episodes(config: common.Config, workdir: str, results: Results) -> Named:
 
 def _trained(workdir: str, result: dict[str, Any]):
   """Restores what the most successful seed ended with."""
-  best = max(_best_runs(result), key=lambda run: run['success'])
+  best = max(claims.best_runs(result), key=lambda run: run['success'])
   name = f'lr_{best["learning_rate"]:g}_seed_{best["seed"]}'
   directory = artifacts.stage_dir(workdir, 'reinforce', result['method'], name)
   return checkpoint.restore_params(directory, which='latest')
@@ -272,4 +189,7 @@ def _codes_by_step(episodes, index: int, steps: int):
 
 
 if __name__ == '__main__':
-  common.main(run)
+  common.main(
+    lambda config, workdir: run(config, workdir) if workdir else published.run(_RESULTS.value),
+    instead='results',
+  )

@@ -6,6 +6,7 @@ its global state stay out of it.
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,11 +39,14 @@ STYLE: Any = {
 INK, MUTED = '#1b1b1f', '#74747c'
 BLUE, ORANGE, GREEN, RED, PINK = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
 # A method keeps its colour and its dashes in every figure; others take what is left.
-METHODS = {
+METHODS: dict[str, tuple[str, str, Any]] = {
   'internal': ('internal RL', BLUE, '-'),
   'raw': ('raw-action RL', RED, '--'),
+  'forced': ('forced switching', GREEN, '-.'),
+  'cotrain': ('co-training', PINK, ':'),
+  'compile': ('CompILE', ORANGE, (0, (5, 1))),
 }
-_SPARE = ((GREEN, '-.'), (PINK, ':'), (ORANGE, (0, (5, 1))), (MUTED, (0, (1, 1))))
+_SPARE = ((MUTED, (0, (1, 1))), (INK, (0, (3, 1, 1, 1))))
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -70,101 +74,142 @@ def png(figure: Figure) -> bytes:
   return buffer.getvalue()
 
 
+def method_name(method: str) -> str:
+  """Returns what a method of reinforcement is called in figures and tables."""
+  return METHODS[method][0] if method in METHODS else method
+
+
+def _seeds(rows: Sequence[Any]) -> str:
+  return f'{len(rows)} seed{"s" if len(rows) > 1 else ""}'
+
+
+def _band(
+  axis, x: Sequence[Number], rows: Sequence[Any], positive: bool = False, **look: Any
+) -> None:
+  """Draws the median of `rows`, one a seed, and between their quartiles a band.
+
+  Rows end with the shortest of them and of `x`. With `positive` other values leave a gap, as a
+  logarithmic axis has no place for them.
+  """
+  points = min(len(x), *map(len, rows))
+  values = np.array([list(row)[:points] for row in rows], float)
+  low, median, high = np.percentile(values, (25, 50, 75), axis=0)
+  if positive:
+    low, median, high = (np.where(line > 0, line, np.nan) for line in (low, median, high))
+  axis.plot(x[:points], median, **look)
+  if len(rows) > 1:
+    axis.fill_between(x[:points], low, high, color=look['color'], alpha=0.18, linewidth=0)
+
+
+def _column(runs: Sequence[Row], name: str) -> list[Any]:
+  """Returns one field of every run, or nothing where a world does not have it."""
+  return [run[name] for run in runs if name in run]
+
+
+def _level(axis, values: Sequence[Number], colour: str, style: str, label: str) -> None:
+  """Draws the median of a bound that every seed has measured, if any has."""
+  if values:
+    axis.axhline(float(np.median(values)), color=colour, linestyle=style, label=label)
+
+
 @_styled
-def pretraining(
-  steps: Sequence[Number],
-  nll: Sequence[Number],
-  bayes_nll: Number,
-  goal_nll: Number,
-  by_stage: Sequence[Sequence[Number]],
-) -> Figure:
+def pretraining(runs: Sequence[Row]) -> Figure:
   """The base model's loss against the best that is possible: how much is left to learn, and where.
 
   Args:
-    steps: updates at which the model was evaluated.
-    nll: held-out action loss, nats a step.
-    bayes_nll: that of the Bayes predictor on the same episodes.
-    goal_nll: that of the predictor that is told the goal.
-    by_stage: final loss of the three on the way to the 1st, 2nd, .. colour of a task.
+    runs: one a seed, each with `curve`, which has `step` (updates) and `eval/nll` (held-out action
+      loss, nats a step). Where the floors are known also `bayes_nll` and `goal_nll`, the losses of
+      the Bayes predictor and of the predictor that is told the goal on the same episodes. With
+      `nll_by_stage` and the like the last panel shows the loss on the way to the 1st, 2nd, ..
+      colour of a task.
   """
-  figure, (left, right, last) = _panels(3)
-  left.plot(steps, nll, color=BLUE, label='base model')
-  left.axhline(bayes_nll, color=INK, linestyle='--', label='Bayes predictor (floor)')
-  left.axhline(goal_nll, color=MUTED, linestyle=':', label='told the goal')
-  left.set(xlabel='updates', ylabel='action loss, nats a step', title='Pretraining')
-  left.set_ylim(0)
-  left.legend()
-  excess = np.asarray(nll, float) - bayes_nll
-  right.plot(steps, np.where(excess > 0, excess, np.nan), color=BLUE)
-  right.set_yscale('log')
-  right.set(xlabel='updates', ylabel='above the floor, nats a step', title='Distance to the floor')
-  looks: Any = (
-    ('o-', BLUE, 'base model'),
-    ('s--', INK, 'Bayes predictor'),
-    ('^:', MUTED, 'told the goal'),
-  )
-  for (look, colour, label), values in zip(looks, by_stage, strict=True):
-    last.plot(range(1, len(values) + 1), values, look, color=colour, label=label)
-  last.set(xlabel='colour on the way to', ylabel='action loss, nats a step', title='By stage')
-  last.set_ylim(0)
-  _integer_axis(last.xaxis)
-  last.legend()
+  floors, staged = _column(runs, 'bayes_nll'), bool(_column(runs, 'nll_by_stage'))
+  figure, axes = _panels(1 + bool(floors) + staged)
+  steps = runs[0]['curve']['step']
+  nll = [run['curve']['eval/nll'] for run in runs]
+  _band(axes[0], steps, nll, color=BLUE, label='base model')
+  _level(axes[0], floors, INK, '--', 'Bayes predictor (floor)')
+  _level(axes[0], _column(runs, 'goal_nll'), MUTED, ':', 'told the goal')
+  axes[0].set(xlabel='updates', ylabel='action loss, nats a step', title='Pretraining')
+  axes[0].legend()
+  if floors:
+    axes[0].set_ylim(0)
+    excess = [np.asarray(row, float) - floor for row, floor in zip(nll, floors, strict=True)]
+    _band(axes[1], steps, excess, positive=True, color=BLUE)
+    axes[1].set_yscale('log')
+    axes[1].set(
+      xlabel='updates', ylabel='above the floor, nats a step', title='Distance to the floor'
+    )
+  if staged:
+    for marker, style, colour, label, name in (
+      ('o', '-', BLUE, 'base model', 'nll_by_stage'),
+      ('s', '--', INK, 'Bayes predictor', 'bayes_nll_by_stage'),
+      ('^', ':', MUTED, 'told the goal', 'goal_nll_by_stage'),
+    ):
+      if rows := _column(runs, name):
+        stages, look = range(1, len(rows[0]) + 1), dict[str, Any](marker=marker, linestyle=style)
+        _band(axes[-1], stages, rows, color=colour, label=label, **look)
+    axes[-1].set(xlabel='colour on the way to', ylabel='action loss, nats a step', title='By stage')
+    axes[-1].set_ylim(0 if floors else None)
+    _integer_axis(axes[-1].xaxis)
+    axes[-1].legend()
   return figure
 
 
 @_styled
-def probes(
-  accuracy: Sequence[Number],
-  bayes_accuracy: Number,
-  chance: Number,
-  accuracy_by_step: Sequence[Sequence[Number]] | None = None,
-  bayes_by_step: Sequence[Number] | None = None,
-) -> Figure:
+def probes(runs: Sequence[Row], chance: Number) -> Figure:
   """Figs. 3 and A1: how well each layer's linear probe names the subgoal in force.
 
   Args:
-    accuracy: of each layer.
-    bayes_accuracy: of the exact Bayes belief, which no probe can beat on average.
+    runs: one a seed, each with `accuracy`, of each layer, and `accuracy_by_step`, of each layer at
+      each step of an episode, NaN where none was that long. Where the Bayes belief is known, which
+      no probe can beat on average, also `bayes_accuracy` and `bayes_accuracy_by_step`.
     chance: of a blind guess.
-    accuracy_by_step: of each layer at each step of an episode, NaN where none was that long.
-    bayes_by_step: of the Bayes belief at each step.
   """
-  figure, axes = _panels(1 if accuracy_by_step is None else 2)
-  axes[0].plot(range(len(accuracy)), accuracy, 'o-', color=BLUE, label='linear probe')
-  axes[0].axhline(bayes_accuracy, color=INK, linestyle='--', label='Bayes belief (ceiling)')
-  axes[0].axhline(chance, color=MUTED, linestyle=':', label='chance')
+  staged = bool(_column(runs, 'accuracy_by_step'))
+  figure, axes = _panels(1 + staged)
+  accuracy = _column(runs, 'accuracy')
+  _band(axes[0], range(len(accuracy[0])), accuracy, color=BLUE, marker='o', label='linear probe')
+  _level(axes[0], _column(runs, 'bayes_accuracy'), INK, '--', 'Bayes belief (ceiling)')
   axes[0].set(xlabel='layer', ylabel='accuracy', title='Subgoal decoded, by layer', ylim=(0, 1))
-  _integer_axis(axes[0].xaxis)
-  axes[0].legend()
-  if accuracy_by_step is not None:
-    best = int(np.argmax(accuracy))
-    axes[1].plot(accuracy_by_step[best], color=BLUE, label=f'probe of layer {best}')
-    axes[1].plot(bayes_by_step or [], color=INK, linestyle='--', label='Bayes belief')
-    axes[1].axhline(chance, color=MUTED, linestyle=':')
+  if staged:
+    best = int(np.median(accuracy, 0).argmax())
+    by_step = [rows[best] for rows in _column(runs, 'accuracy_by_step')]
+    time = range(len(by_step[0]))
+    _band(axes[1], time, by_step, color=BLUE, label=f'probe of layer {best}')
+    if rows := _column(runs, 'bayes_accuracy_by_step'):
+      _band(axes[1], time, rows, color=INK, linestyle='--', label='Bayes belief')
     axes[1].set(xlabel='step of the episode', title='... and within an episode', ylim=(0, 1.02))
-    _integer_axis(axes[1].xaxis)
-    axes[1].legend()
+  for axis in axes:
+    _level(axis, [chance], MUTED, ':', 'chance')
+    _integer_axis(axis.xaxis)
+    axis.legend()
   return figure
 
 
 @_styled
-def controllers(layers: Sequence[Row]) -> Figure:
+def controllers(runs: Sequence[Sequence[Row]]) -> Figure:
   """Fig. 4: success when labelled controllers act at one layer and the truth switches them.
 
+  Bars are the standard error over episodes of a single run, or the quartiles of several.
+
   Args:
-    layers: rows with `layer`, `pretraining` and `post_training`, the latter two with `success` and
-      `error`.
+    runs: one a seed: rows with `layer`, `pretraining` and `post_training`, the latter two with
+      `success` and `error`.
   """
   figure, (axis,) = _panels(1)
-  layers = sorted(layers, key=lambda row: row['layer'])
-  names = [row['layer'] for row in layers]
+  runs = [sorted(run, key=lambda row: row['layer']) for run in runs]
+  names = [row['layer'] for row in runs[0]]
   for task, label, colour, style in (
     ('post_training', 'unseen task', BLUE, 'o-'),
     ('pretraining', 'pretraining tasks', MUTED, 's--'),
   ):
-    success = [row[task]['success'] for row in layers]
-    error = [row[task]['error'] for row in layers]
-    axis.errorbar(names, success, error, fmt=style, color=colour, capsize=3, label=label)
+    success = [[row[task]['success'] for row in run] for run in runs]
+    low, middle, high = np.percentile(success, (25, 50, 75), axis=0)
+    error: Any = np.stack([middle - low, high - middle])
+    if len(runs) == 1:
+      error = [row[task]['error'] for row in runs[0]]
+    axis.errorbar(names, middle, error, fmt=style, color=colour, capsize=3, label=label)
   axis.set(xlabel='controlled layer', ylabel='success', title='Labelled controllers', ylim=(0, 1))
   _integer_axis(axis.xaxis)
   axis.legend()
@@ -212,27 +257,30 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
   """Fig. 7's form: rate against distortion over KL strengths, and where the switches fall.
 
   Args:
-    members: rows with `alpha`, `kl`, `nll`, `f1_tolerance_0`, `switches` and `true_switches`.
+    members: rows with `alpha`, `kl`, `nll`, `switches`, `true_switches` and `f1_tolerance_0`, other
+      tolerances beside it. Seeds of one strength are dots, their median a line.
     base_nll: loss of the uncontrolled model, that is at rate zero.
   """
   figure, (plane, f1, count) = _panels(3, width=3.4)
   members = sorted(members, key=lambda row: row['alpha'])
   column = lambda name: np.array([row[name] for row in members], float)
-  plane.plot(column('kl'), column('nll'), color=MUTED, linewidth=1)
   dots = plane.scatter(
     column('kl'), column('nll'), 60, column('f1_tolerance_0'), cmap='viridis', vmin=0, vmax=1
   )
   figure.colorbar(dots, ax=plane, label='switch F1')
-  for row in members:
-    plane.annotate(
-      f'{row["alpha"]:g}', (row['kl'], row['nll']), (5, 5), textcoords='offset points', fontsize=8
-    )
+  rates, losses = (_medians(members, name) for name in ('kl', 'nll'))
+  plane.plot(list(rates.values()), list(losses.values()), color=MUTED, linewidth=1, zorder=0.5)
+  for alpha in rates:
+    place = (rates[alpha], losses[alpha])
+    plane.annotate(f'{alpha:g}', place, (5, 5), textcoords='offset points', fontsize=8)
   if base_nll is not None:
     plane.axhline(base_nll, color=INK, linestyle='--', linewidth=1, label='uncontrolled')
     plane.legend()
   plane.set(xlabel='rate: KL, nats a step', ylabel='distortion: nats a step', title='By strength α')
-  _by_alpha(f1, members, 'f1_tolerance_0', 'exact', BLUE, 'o-')
-  _by_alpha(f1, members, 'f1_tolerance_1', 'within one step', MUTED, 's--')
+  looks = itertools.cycle([(BLUE, 'o-'), (MUTED, 's--')])
+  for tolerance, (colour, style) in zip(tolerances(members[0]), looks, strict=False):
+    label = f'within {tolerance}' if tolerance else 'exact'
+    _by_alpha(f1, members, f'f1_tolerance_{tolerance}', label, colour, style)
   f1.set(xlabel='KL strength α', ylabel='F1', title='Switches match subgoals', ylim=(0, 1.03))
   f1.legend()
   _by_alpha(count, members, 'switches', 'switches', BLUE, 'o-')
@@ -244,15 +292,27 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
   return figure
 
 
+def tolerances(row: Row) -> list[int]:
+  """Returns the distances in steps within which switches counted as aligned, in order."""
+  start = 'f1_tolerance_'
+  return sorted(int(name.removeprefix(start)) for name in row if name.startswith(start))
+
+
+def _medians(members: Sequence[Row], name: str) -> dict[float, float]:
+  """Returns the median over seeds by KL strength, in order."""
+  alphas = sorted({row['alpha'] for row in members})
+  of = lambda alpha: [row[name] for row in members if row['alpha'] == alpha]
+  return {alpha: float(np.median(of(alpha))) for alpha in alphas}
+
+
 def _by_alpha(axis, members: Sequence[Row], name: str, label: str, colour: str, style: str) -> None:
   """Seeds as dots, their median as a line; alphas evenly spaced, since 0 is among them."""
-  alphas = sorted({row['alpha'] for row in members})
-  values = [[row[name] for row in members if row['alpha'] == alpha] for alpha in alphas]
-  for place, dots in enumerate(values):
-    axis.plot([place] * len(dots), dots, '.', color=colour, alpha=0.4)
-  median = [np.median(dots) for dots in values]
-  axis.plot(range(len(alphas)), median, style, color=colour, label=label)
-  axis.set_xticks(range(len(alphas)), [f'{alpha:g}' for alpha in alphas])
+  medians = _medians(members, name)
+  places = {alpha: place for place, alpha in enumerate(medians)}
+  dots = [(places[row['alpha']], row[name]) for row in members]
+  axis.plot(*zip(*dots, strict=True), '.', color=colour, alpha=0.4)
+  axis.plot(list(places.values()), list(medians.values()), style, color=colour, label=label)
+  axis.set_xticks(list(places.values()), [f'{alpha:g}' for alpha in places])
 
 
 @_styled
@@ -269,15 +329,11 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
   spare = iter(_SPARE)
   for method, seeds in curves.items():
     name, colour, dashes = METHODS.get(method) or (method, *next(spare, _SPARE[-1]))
-    points = min(map(len, seeds))
-    episodes = [row['episodes'] for row in seeds[0][:points]]
-    success = np.array([[row['success'] for row in curve[:points]] for curve in seeds], float)
-    low, median, high = np.percentile(success, (25, 50, 75), axis=0)
-    label = f'{name} ({len(seeds)} seed{"s" if len(seeds) > 1 else ""})'
-    for axis, bounded in ((axes[0], lambda x: x), (axes[1], lambda x: np.where(x > 0, x, np.nan))):
-      axis.plot(episodes, bounded(median), color=colour, linestyle=dashes, label=label)
-      if len(seeds) > 1:
-        axis.fill_between(episodes, bounded(low), bounded(high), color=colour, alpha=0.18)
+    episodes = [row['episodes'] for row in seeds[0]]
+    success = [[row['success'] for row in curve] for curve in seeds]
+    label = f'{name} ({_seeds(seeds)})'
+    for axis, positive in zip(axes, (False, True), strict=True):
+      _band(axis, episodes, success, positive, color=colour, linestyle=dashes, label=label)
   axes[0].set(title='Reinforcement on the unseen task', ylim=(0, 1), ylabel='success')
   axes[1].set(title='... on a logarithmic axis')
   axes[1].set_yscale('log')

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from internal_rl.analysis import diagnosis
+from internal_rl.analysis import claims, diagnosis
+from internal_rl.analysis.claims import Number
 
 Result = Mapping[str, Any]
 
@@ -67,143 +68,6 @@ class Picture:
   data: bytes
   title: str
   caption: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Number:
-  """A row of the table.
-
-  Attributes:
-    claim: what is measured.
-    measured: this run's number.
-    bound: the exact floor or ceiling in this world, or what else to compare with.
-    paper: what the paper reports, in its own world and scale.
-  """
-
-  claim: str
-  measured: str
-  bound: str = ''
-  paper: str = ''
-
-
-def rate(outcome: Mapping[str, Any]) -> str:
-  """Returns a success rate with its standard error, or a bound where nothing ever succeeded."""
-  episodes = outcome['episodes']
-  if outcome['success'] == 0:
-    return f'0 of {episodes} (below {3 / episodes:.1g} at 95 %)'
-  digits = 3 if outcome['error'] >= 1e-3 else 5
-  return f'{outcome["success"]:.{digits}f} ± {outcome["error"]:.{digits}f}'
-
-
-def numbers(results: Mapping[str, Result]) -> list[Number]:
-  """Returns the table's rows for the stages that are there."""
-  makers = {
-    'pretrain': _pretrain_numbers,
-    'probe': _probe_numbers,
-    'control': _control_numbers,
-    'discover': _discover_numbers,
-    'evaluate': _evaluate_numbers,
-    'reinforce/internal': _internal_numbers,
-  }
-  rows = [row for stage, make in makers.items() if stage in results for row in make(results[stage])]
-  for stage, result in results.items():
-    if stage.startswith('reinforce/') and stage != 'reinforce/internal':
-      name = 'raw-action RL' if stage.endswith('/raw') else stage.split('/')[1]
-      paper = 'stays near 0' if stage.endswith('/raw') else ''
-      rows.append(Number(f'Unseen task: {name}, at the end', _final(result), '', paper))
-  return rows
-
-
-def _pretrain_numbers(result: Result) -> list[Number]:
-  return [
-    Number(
-      'Base model: action loss, nats a step',
-      f'{result["nll"]:.3f}',
-      f'floor {result["bayes_nll"]:.3f} (Bayes predictor); '
-      f'{result["goal_nll"]:.3f} if told the goal',
-    )
-  ]
-
-
-def _probe_numbers(result: Result) -> list[Number]:
-  return [
-    Number(
-      f'Subgoal decoded by a linear probe, best layer ({result["best_layer"]})',
-      f'{result["best_accuracy"]:.3f}',
-      f'ceiling {result["bayes_accuracy"]:.3f} (Bayes belief)',
-      'about 0.3 at layer 0, 0.5 mid-depth, up to 0.6 (Figs. 3, A1)',
-    )
-  ]
-
-
-def _control_numbers(result: Result) -> list[Number]:
-  best = next(row for row in result['layers'] if row['layer'] == result['best_layer'])
-  return [
-    Number(
-      f'Unseen task: labelled controllers switched by the truth, layer {best["layer"]}',
-      rate(best['post_training']),
-      '',
-      '0.5 to 0.65, best mid-depth (Fig. 4)',
-    )
-  ]
-
-
-def _discover_numbers(result: Result) -> list[Number]:
-  return [
-    Number(
-      'Unsupervised switches against changes of subgoal: F1, exact step',
-      f'{result["f1_tolerance_0"]:.3f}',
-      f'{result["f1_tolerance_1"]:.3f} within one step',
-      '“essentially perfect” (Figs. 6, A3)',
-    ),
-    Number(
-      'Switches an episode',
-      f'{result["switches"]:.2f}',
-      f'truth {result["true_switches"]:.2f}',
-    ),
-  ]
-
-
-def _evaluate_numbers(result: Result) -> list[Number]:
-  return [
-    Number(
-      'Unseen task: actions sampled from the base model',
-      rate(result['base_success']['post_training']),
-      f'{result["base_success"]["pretraining"]["success"]:.3g} on pretraining tasks',
-      'order of 1e-6',
-    ),
-    Number(
-      'Unseen task: codes of a demonstration replayed, switched by the truth',
-      rate(result['replay_success']['post_training']),
-      f'{result["replay_success"]["pretraining"]["success"]:.3g} on pretraining tasks',
-    ),
-  ]
-
-
-def _internal_numbers(result: Result) -> list[Number]:
-  return [
-    Number(
-      'Unseen task: internal RL before its first update',
-      f'{result["initial_success"]:.3g}',
-      '',
-      'above every baseline (Fig. A5)',
-    ),
-    Number(
-      f'Unseen task: internal RL after {result["episodes"]:,} episodes',
-      _final(result),
-      'the expert always succeeds',
-      'about 0.8 within a million (Fig. 8; median of 30 runs)',
-    ),
-  ]
-
-
-def _final(result: Result) -> str:
-  chosen = [run for run in result['runs'] if run['learning_rate'] == result['learning_rate']]
-  finals = sorted(run['success'] for run in chosen)
-  if len(finals) == 1:
-    return rate(chosen[0])
-  spread = f'{finals[0]:.3g} to {finals[-1]:.3g}'
-  return f'{result["success"]:.3g} (mean of {len(finals)} seeds, {spread})'
 
 
 def scale(config: Mapping[str, Any]) -> str:
@@ -305,8 +169,9 @@ def render(
     '<h2>Diagnosis</h2>',
     _findings(diagnosis.diagnose(results)),
     '<h2>Numbers</h2>',
-    _table(numbers(results)),
-    '<p class="muted">± is one standard error over episodes. Floors and ceilings are exact, by '
+    _table(claims.numbers([results])),
+    '<p class="muted">± is one standard error over episodes; with several seeds of reinforcement '
+    'learning, median and quartiles. Floors and ceilings are exact, by '
     'enumeration over the tasks, up to sampling of layouts.</p>',
   ]
   if episodes:

@@ -11,6 +11,7 @@ from internal_rl.analysis import figures
 from tests.analysis import synthetic
 
 RESULTS = synthetic.results()
+TASKS = ('pretraining', 'post_training')
 SEEDS = {
   method: [run['curve'] for run in RESULTS[f'reinforce/{method}']['runs'][:3]]
   for method in ('internal', 'raw')
@@ -22,12 +23,17 @@ def lines(axis):
   return {line.get_label(): np.asarray(line.get_ydata(), float) for line in axis.get_lines()}
 
 
+def pretrained(nll, stages=((0.6, 0.2), (0.5, 0.1), (0.2, 0.1))):
+  names = ('nll_by_stage', 'bayes_nll_by_stage', 'goal_nll_by_stage')
+  run = {'curve': {'step': [0, 10, 20], 'eval/nll': nll}, 'bayes_nll': 0.26, 'goal_nll': 0.15}
+  return {**run, **dict(zip(names, stages, strict=True))}
+
+
 def test_pretraining_shows_the_loss_its_floor_and_the_distance_between_them():
-  stages = [[0.6, 0.2], [0.5, 0.1], [0.2, 0.1]]
-  left, right, last = figures.pretraining([0, 10, 20], [0.9, 0.5, 0.3], 0.26, 0.15, stages).axes
-  names = ('base model', 'Bayes predictor', 'told the goal')
-  for name, values in zip(names, stages, strict=True):
-    np.testing.assert_allclose(lines(last)[name], values)
+  run = pretrained([0.9, 0.5, 0.3])
+  left, right, last = figures.pretraining([run]).axes
+  for name, field in (('base model', 'nll'), ('Bayes predictor', 'bayes_nll')):
+    np.testing.assert_allclose(lines(last)[name], run[f'{field}_by_stage'])
   np.testing.assert_allclose(lines(left)['base model'], [0.9, 0.5, 0.3])
   assert set(lines(left)['Bayes predictor (floor)']) == {0.26}
   assert set(lines(left)['told the goal']) == {0.15}
@@ -35,23 +41,68 @@ def test_pretraining_shows_the_loss_its_floor_and_the_distance_between_them():
   assert right.get_yscale() == 'log'
 
 
+def test_several_seeds_are_drawn_as_median_and_quartiles():
+  runs = [pretrained([top, 0.5, 0.3]) for top in (0.9, 1.0, 1.3, 1.5, 2.0)]
+  left = figures.pretraining(runs).axes[0]
+  np.testing.assert_allclose(lines(left)['base model'], [1.3, 0.5, 0.3])
+  (band,) = left.collections
+  at_start = band.get_paths()[0].vertices
+  at_start = at_start[at_start[:, 0] == 0, 1]
+  assert (at_start.min(), at_start.max()) == pytest.approx((1.0, 1.5))
+
+
+def test_a_world_without_floors_shows_the_loss_alone():
+  run = {'curve': {'step': [0, 10], 'eval/nll': [0.5, -0.2]}}
+  (axis,) = figures.pretraining([run]).axes
+  assert list(lines(axis)) == ['base model']
+  assert axis.get_ylim()[0] < -0.2
+
+
+def probed(accuracy):
+  return {
+    'accuracy': accuracy,
+    'bayes_accuracy': 0.8,
+    'accuracy_by_step': [[0.1, 0.2], [0.3, 0.4], [0.2, 0.3]],
+    'bayes_accuracy_by_step': [0.5, None],
+  }
+
+
 def test_probes_stand_beside_ceiling_and_chance_and_the_best_layer_is_followed_in_time():
-  by_step = [[0.1, 0.2], [0.3, 0.4], [0.2, 0.3]]
-  left, right = figures.probes([0.3, 0.6, 0.5], 0.8, 0.25, by_step, [0.5, 0.9]).axes
+  left, right = figures.probes([probed([0.3, 0.6, 0.5])], 0.25).axes
   np.testing.assert_allclose(lines(left)['linear probe'], [0.3, 0.6, 0.5])
   assert set(lines(left)['Bayes belief (ceiling)']) == {0.8}
   assert set(lines(left)['chance']) == {0.25}
   np.testing.assert_allclose(lines(right)['probe of layer 1'], [0.3, 0.4])
-  np.testing.assert_allclose(lines(right)['Bayes belief'], [0.5, 0.9])
+  np.testing.assert_allclose(lines(right)['Bayes belief'], [0.5, np.nan])
 
 
-def test_controllers_are_drawn_in_the_order_of_layers():
+def test_the_layer_followed_in_time_is_best_in_the_median():
+  runs = [probed(accuracy) for accuracy in ([0.3, 0.5, 0.9], [0.3, 0.5, 0.4], [0.3, 0.5, 0.4])]
+  assert 'probe of layer 1' in lines(figures.probes(runs, 0.25).axes[1])
+
+
+def bars(axis):
+  """Layers, heights, and both ends of the bars of the unseen task."""
+  line, _, (bar,) = axis.containers[0].lines
+  ends = np.array([segment[:, 1] for segment in bar.get_segments()])
+  return line.get_xdata(), np.asarray(line.get_ydata(), float), ends
+
+
+def test_controllers_are_drawn_in_the_order_of_layers_with_their_standard_errors():
   rows = RESULTS['control']['layers'][::-1]
-  (axis,) = figures.controllers(rows).axes
-  unseen = axis.containers[0].lines[0]
-  np.testing.assert_array_equal(unseen.get_xdata(), [0, 1, 2, 3, 4])
-  heights = np.asarray(unseen.get_ydata(), float)
+  layers, heights, ends = bars(figures.controllers([rows]).axes[0])
+  np.testing.assert_array_equal(layers, [0, 1, 2, 3, 4])
   np.testing.assert_allclose(heights, [0.01, 0.21, 0.5, 0.4, 0.12])
+  error = np.sqrt(0.25 / 2048)
+  np.testing.assert_allclose(ends[2], [0.5 - error, 0.5 + error], rtol=1e-6)
+
+
+def test_controllers_of_several_seeds_have_quartiles_for_bars():
+  both = lambda success: {name: synthetic.outcome(success) for name in TASKS}
+  runs = [[{'layer': 0, **both(success)}] for success in (0.1, 0.2, 0.4, 0.5, 0.9)]
+  _, heights, ends = bars(figures.controllers(runs).axes[0])
+  np.testing.assert_allclose(heights, [0.4])
+  np.testing.assert_allclose(ends, [[0.2, 0.5]])
 
 
 def test_gates_end_with_their_episode_and_true_changes_are_marked():
@@ -91,11 +142,11 @@ def test_learning_curves_show_median_and_quartiles_and_no_logarithm_of_zero():
 
 
 def test_methods_stay_apart_without_colour_and_unknown_ones_get_a_look_of_their_own():
-  curves = {**SEEDS, 'compile': SEEDS['raw'][:1], 'cotrain': SEEDS['raw'][:1]}
+  curves = {**SEEDS, 'mine': SEEDS['raw'][:1], 'yours': SEEDS['raw'][:1]}
   drawn = figures.learning_curves(curves).axes[0].get_lines()
   assert len({line.get_linestyle() + str(line._unscaled_dash_pattern) for line in drawn}) == 4
   assert len({line.get_color() for line in drawn}) == 4
-  assert drawn[2].get_label() == 'compile (1 seed)'
+  assert drawn[2].get_label() == 'mine (1 seed)'
 
 
 def test_a_png_is_an_image_large_enough_to_print():
@@ -106,5 +157,5 @@ def test_a_png_is_an_image_large_enough_to_print():
 
 def test_drawing_leaves_global_settings_alone():
   before = dict(matplotlib.rcParams)
-  figures.png(figures.controllers(RESULTS['control']['layers']))
+  figures.png(figures.controllers([RESULTS['control']['layers']]))
   assert dict(matplotlib.rcParams) == before

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from experiments import published
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = '--config=configs/gridworld.py:smoke'
 
@@ -59,6 +61,22 @@ def test_finished_stages_are_skipped(workdir):
   assert done.returncode == 0, done.stderr[-4000:]
   assert done.stderr.count('finished before, skipped') == 7
   assert result(workdir, 'discover') == before
+
+
+def test_a_finished_run_is_published_and_drawn(workdir, tmp_path):
+  (tmp_path / 'README.md').write_text(f'{published.START}\n{published.END}\n')
+  done = launch('publish', workdir, f'--results={tmp_path}')
+  assert done.returncode == 0, done.stderr[-4000:]
+  (path,) = (tmp_path / 'gridworld' / 'smoke').iterdir()
+  found = json.loads(path.read_text())
+  assert 'pipeline' in found['seconds']
+  for stage in ('probe', 'reinforce/internal', 'reinforce/raw'):
+    assert found['stages'][stage]['commit'] == result(workdir, stage)['commit']
+  command = [sys.executable, '-m', 'experiments.figures', f'--results={tmp_path}']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-4000:]
+  assert 'Unseen task: raw-action RL after 32 episodes' in (tmp_path / 'README.md').read_text()
+  assert len(list((path.parent / 'figures').iterdir())) == 6
 
 
 def test_a_missing_prerequisite_names_the_command_that_makes_it(tmp_path):

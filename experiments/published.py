@@ -1,0 +1,232 @@
+"""What `publish` wrote, drawn over seeds: figures, and the table of claims in the results' README.
+
+`results/WORLD/PRESET/seed_N.json` are the runs of a preset. Those of `results/WORLD/PRESET/NAME/`
+differ from it in something: their internal RL is one more method beside the preset's own, and the
+rest of their numbers stand below the preset's under their name.
+"""
+
+import dataclasses
+import functools
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from experiments import artifacts
+from internal_rl.analysis import claims, drawings, report
+from internal_rl.analysis.claims import CLAIMS, Number, Run
+from internal_rl.analysis.report import Picture
+
+START, END = '<!-- claims: written by experiments.figures -->', '<!-- end of claims -->'
+NOTHING = """### Nothing is published yet
+
+With `C='--config=configs/gridworld.py:small --workdir=runs/small_0'`:"""
+
+Record = Mapping[str, Any]
+Records = list[dict[str, Any]]
+
+
+def run(root: str | os.PathLike[str]) -> dict[str, Any]:
+  """Draws every figure and writes the table; returns how many of each there are."""
+  if not os.path.isdir(root):
+    raise FileNotFoundError(f'--results={root}: no such directory')
+  found = presets(root)
+  count = sum(preset.draw(root) for preset in found)
+  readme = os.path.join(root, 'README.md')
+  with open(readme) as file:
+    text = file.read()
+  artifacts.write_bytes(readme, with_table(text, table(found)).encode())
+  logging.info('%s: %d presets, %d figures', readme, len(found), count)
+  return {'presets': len(found), 'figures': count}
+
+
+# Reading.
+
+
+def presets(root: str | os.PathLike[str]) -> list['Preset']:
+  """Returns every preset of which something is published, by world and name."""
+  found = []
+  for folder in sorted(glob.glob(os.path.join(root, '*', '*', ''))):
+    world, preset = folder.rstrip(os.sep).split(os.sep)[-2:]
+    names = ['', *sorted(os.listdir(folder))]
+    records = {name: read_folder(os.path.join(folder, name)) for name in names}
+    if variants := {name: those for name, those in records.items() if those}:
+      found.append(Preset(world, preset, variants))
+  return found
+
+
+def read_folder(folder: str) -> Records:
+  """Returns the records of one folder in the order of their seeds."""
+  records = []
+  for path in glob.glob(os.path.join(folder, 'seed_*.json')):
+    with open(path) as file:
+      records.append(json.load(file))
+  return sorted(records, key=lambda record: record['seed'])
+
+
+def as_run(record: Record) -> dict[str, dict[str, Any]]:
+  """Returns a record as its stages' `result.json` were, by stage."""
+  own = {name: record[name] for name in ('seed', 'config')}
+  return {stage: {**result, **own} for stage, result in record['stages'].items()}
+
+
+class Preset:
+  """The published runs of one preset of one world.
+
+  Attributes:
+    folder: where they lie below the root.
+    variants: records by variant, '' for the preset itself.
+    runs: of the preset itself, and of each variant its reinforcement as a method of its own.
+    others: of each variant, what is neither that nor the preset's own: often nothing.
+  """
+
+  def __init__(self, world: str, preset: str, variants: dict[str, Records]):
+    self.title, self.folder, self.variants = f'{world}, {preset}', f'{world}/{preset}', variants
+    self.runs: list[Run] = [as_run(record) for record in variants.get('', [])]
+    self.others: dict[str, list[Run]] = {}
+    shared = {record['seed']: record['stages'] for record in variants.get('', [])}
+    for name, records in variants.items():
+      if not name:
+        continue
+      for record in records:
+        known = shared.get(record['seed'], {})
+        new = {s: r for s, r in as_run(record).items() if record['stages'][s] != known.get(s)}
+        methods = {s: r for s, r in new.items() if s.startswith('reinforce/')}
+        self.runs.append({_method(name, s): _renamed(name, s, r) for s, r in methods.items()})
+        rest = {stage: result for stage, result in new.items() if stage not in methods}
+        self.others.setdefault(name, []).append(rest)
+
+  @functools.cached_property
+  def pictures(self) -> dict[str, Picture]:
+    """Every figure by its file name."""
+    return dict(self._pictures())
+
+  def _pictures(self) -> Iterator[tuple[str, Picture]]:
+    for name, runs in {'': self.runs, **self.others}.items():
+      for figure, picture in drawings.draw(runs):
+        if name:
+          caption = f'{name}: {picture.caption}'
+          picture = dataclasses.replace(picture, caption=caption)
+        yield f'{name}_{figure}.png'.lstrip('_'), picture
+
+  def draw(self, root: str | os.PathLike[str]) -> int:
+    """Writes the figures, and removes those of runs that are no longer there."""
+    directory, drawn = os.path.join(root, self.folder, 'figures'), set()
+    for name, picture in self.pictures.items():
+      artifacts.write_bytes(os.path.join(directory, name), picture.data)
+      drawn.add(name)
+    for path in glob.glob(os.path.join(directory, '*.png')):
+      if os.path.basename(path) not in drawn:
+        os.remove(path)
+    return len(drawn)
+
+  def section(self) -> str:
+    """Returns what the README says of the preset."""
+    first = next(iter(self.variants.values()))[0]
+    rows = [(row, _shell(row, self.variants)) for row in _ordered(claims.numbers(self.runs))]
+    for name, runs in self.others.items():
+      for row in claims.numbers(runs):
+        named = dataclasses.replace(row, claim=f'{row.claim} ({name})')
+        rows.append((named, f'python -m experiments.{row.stage} ${name.upper()}'))
+    figures = [
+      f'![{picture.title}]({self.folder}/figures/{name})\n\n{picture.caption}'
+      for name, picture in self.pictures.items()
+    ]
+    files = [
+      self._file(name, record) for name, records in self.variants.items() for record in records
+    ]
+    commands = '\n'.join(_variable(name, records) for name, records in self.variants.items())
+    return '\n\n'.join(
+      [
+        f'### {self.title}',
+        report.scale(first['config']),
+        '\n'.join(files),
+        f'```\n{commands}\n```',
+        markdown(rows),
+        *figures,
+      ]
+    )
+
+  def _file(self, variant: str, record: Record) -> str:
+    path = '/'.join(filter(None, [self.folder, variant, f'seed_{record["seed"]}.json']))
+    minutes = ', '.join(f'{name} {seconds / 60:.1f}' for name, seconds in record['seconds'].items())
+    return (
+      f'- [{path}]({path}): commit {record["commit"]}, {record["device"]}, {record["date"][:10]}; '
+      f'minutes: {minutes}'
+    )
+
+
+def _method(variant: str, stage: str) -> str:
+  """Returns the name of a variant's reinforcement among the preset's."""
+  method = stage.split('/')[1]
+  return f'reinforce/{variant}' if method == 'internal' else f'reinforce/{variant}_{method}'
+
+
+def _renamed(variant: str, stage: str, result: dict[str, Any]) -> dict[str, Any]:
+  return {**result, 'method': _method(variant, stage).split('/')[1]}
+
+
+# The table.
+
+
+def table(found: Sequence[Preset]) -> str:
+  """Returns the sections of all presets, or that there are none."""
+  if not found:
+    rows = [(row, _shell(row, {})) for row in _ordered([])]
+    return f'{NOTHING}\n\n{markdown(rows)}'
+  return '\n\n'.join(preset.section() for preset in found)
+
+
+def with_table(text: str, found: str) -> str:
+  """Returns a README with `found` between its markers.
+
+  Raises:
+    ValueError: it has not one pair of them.
+  """
+  pattern = f'{re.escape(START)}\n.*{re.escape(END)}'
+  text, count = re.subn(pattern, lambda _: f'{START}\n\n{found}\n\n{END}', text, flags=re.DOTALL)
+  if count != 1:
+    raise ValueError(f'README.md: must have the lines {START} and {END}, once each')
+  return text
+
+
+def markdown(rows: Sequence[tuple[Number, str]]) -> str:
+  """Returns rows and their commands as a table."""
+  lines = ['| | claim | paper | ours | floor or bound | command |', '|---|---|---|---|---|---|']
+  for row, command in rows:
+    cells = (row.name, row.claim, row.paper, row.measured, row.bound, command and f'`{command}`')
+    lines.append(f'| {" | ".join(cell or "–" for cell in cells)} |')
+  return '\n'.join(lines)
+
+
+def _ordered(rows: list[Number]) -> list[Number]:
+  """Returns the rows by claim with those that are not measured, then those of no claim."""
+  every = [*rows, *claims.unmeasured(rows)]
+  place = lambda row: CLAIMS[row.name].stages
+  order = lambda row: place(row).index(row.stage) if row.stage in place(row) else len(place(row))
+  claimed = [
+    row for name in CLAIMS for row in sorted((r for r in every if r.name == name), key=order)
+  ]
+  return [*claimed, *(row for row in rows if not row.name)]
+
+
+def _shell(row: Number, variants: Mapping[str, Any]) -> str:
+  """Returns the command that measures a row, '' where there is none."""
+  stage, _, method = row.stage.partition('/')
+  if method and method in variants:
+    return f'python -m experiments.{stage} ${method.upper()}'
+  flags = {'': '', 'internal': '', 'raw': ' --raw'}.get(method)
+  return '' if flags is None else f'python -m experiments.{stage} $C{flags}'
+
+
+def _variable(variant: str, records: Records) -> str:
+  """Returns the line of shell that the commands of a variant start from."""
+  name, first = variant.upper() or 'C', records[0]
+  seeds = ' '.join(str(record['seed']) for record in records)
+  workdir = '_'.join(filter(None, [first['preset'], variant, '$S']))
+  arguments = ' '.join([*first['flags'], '--config.seed=$S', f'--workdir=runs/{workdir}'])
+  return f'{name}="{arguments}"  # for S in {seeds}'

@@ -1,0 +1,232 @@
+"""The paper's claims, each with the paper's number, ours over seeds, and what bounds it.
+
+A run is the `result.json` of its stages, by stage. Several runs of one config differ in their seed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from internal_rl.analysis import figures
+from internal_rl.analysis.figures import method_name, tolerances
+
+Result = Mapping[str, Any]
+Run = Mapping[str, Result]
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A row of a table.
+
+  Attributes:
+    claim: what is measured.
+    measured: our number: of one seed, or median, quartiles and number of seeds.
+    bound: the exact floor or ceiling in this world, or what else to compare with.
+    paper: what the paper reports, in its own world and scale.
+    name: the key in `CLAIMS`, '' for a number that belongs to none of them.
+    stage: the stage that measures it.
+  """
+
+  claim: str
+  measured: str
+  bound: str = ''
+  paper: str = ''
+  name: str = ''
+  stage: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """What the paper says and which stages measure it.
+
+  Attributes:
+    text: the claim.
+    paper: the paper's number and where it stands.
+    stages: that measure it, each in rows of its own.
+  """
+
+  text: str
+  paper: str
+  stages: tuple[str, ...]
+
+
+METHODS = tuple(f'reinforce/{method}' for method in figures.METHODS)
+CLAIMS = {
+  'C1': Claim(
+    'Subgoal decoded by a linear probe',
+    'about 0.3 at layer 0, 0.5 mid-depth, up to 0.6 (Figs. 3, A1)',
+    ('probe',),
+  ),
+  'C2': Claim(
+    'Unseen task: labelled controllers switched by the truth',
+    '0.5 to 0.65, best mid-depth (Fig. 4)',
+    ('control',),
+  ),
+  'C3': Claim(
+    'Unsupervised switches against changes of subgoal: F1',
+    '“essentially perfect” (Figs. 6, A3)',
+    ('discover',),
+  ),
+  'C5': Claim('Unseen task: {method}, in the end', '', METHODS),
+  'C6': Claim(
+    'Unseen task: actions sampled from the base model', 'order of 1e-6 (main text)', ('evaluate',)
+  ),
+  'C7': Claim('Unseen task: {method}, before its first update', '', METHODS),
+}
+# What the paper says of a method: with training, and before it.
+PAPER = {
+  'internal': ('about 0.8 within a million episodes (Fig. 8)', 'above every baseline (Fig. A5)'),
+  'forced': ('does not solve it (Fig. 8)', 'starts high too (Fig. A5)'),
+}
+BASELINE = ('does not solve it (Fig. 8)', 'below internal RL (Fig. A5)')
+
+
+def spread(values: Sequence[float]) -> str:
+  """Returns the median over seeds with its quartiles; of one seed, its value."""
+  if len(values) == 1:
+    return f'{values[0]:.3g}'
+  low, median, high = np.percentile(values, (25, 50, 75))
+  return f'{median:.3g} ({low:.3g} to {high:.3g}; {len(values)} seeds)'
+
+
+def rate(outcomes: Sequence[Mapping[str, Any]]) -> str:
+  """Returns success over seeds; of one seed with its standard error.
+
+  Where nothing ever succeeded it is a bound on all episodes together.
+  """
+  episodes = sum(outcome['episodes'] for outcome in outcomes)
+  if not any(outcome['success'] for outcome in outcomes):
+    seeds = f'; {len(outcomes)} seeds' if len(outcomes) > 1 else ''
+    return f'0 of {episodes} (below {3 / episodes:.1g} at 95 %{seeds})'
+  if len(outcomes) > 1:
+    return spread([outcome['success'] for outcome in outcomes])
+  success, error = outcomes[0]['success'], outcomes[0]['error']
+  digits = 3 if error >= 1e-3 else 5
+  return f'{success:.{digits}f} ± {error:.{digits}f}'
+
+
+def numbers(runs: Sequence[Run]) -> list[Number]:
+  """Returns a row for everything that some run has measured, in the order of the story."""
+  makers: dict[str, Callable[[list[Result]], list[Number]]] = {
+    'pretrain': _pretrain,
+    'probe': _probe,
+    'control': _control,
+    'discover': _discover,
+    'evaluate': _evaluate,
+  }
+  methods = sorted({stage for run in runs for stage in run if stage.startswith('reinforce/')})
+  rows = []
+  for stage in [*makers, *methods]:
+    if results := [run[stage] for run in runs if stage in run]:
+      found = makers.get(stage, _reinforce)(results)
+      rows += [dataclasses.replace(row, stage=stage) for row in found]
+  return rows
+
+
+def unmeasured(rows: Sequence[Number]) -> list[Number]:
+  """Returns a row for every claim and stage of it that `rows` lack."""
+  known = {(row.name, row.stage) for row in rows}
+  lacking = [
+    (name, stage) for name in CLAIMS for stage in CLAIMS[name].stages if (name, stage) not in known
+  ]
+  return [_unmeasured(name, stage) for name, stage in lacking]
+
+
+def _unmeasured(name: str, stage: str) -> Number:
+  claim, method = CLAIMS[name], stage.split('/')[-1]
+  paper = claim.paper or PAPER.get(method, BASELINE)[name == 'C7']
+  text = claim.text.format(method=method_name(method))
+  return Number(text, 'not measured', '', paper, name, stage)
+
+
+def _claimed(name: str, measured: str, bound: str = '', suffix: str = '') -> Number:
+  claim = CLAIMS[name]
+  return Number(claim.text + suffix, measured, bound, claim.paper, name)
+
+
+def _pick(results: Sequence[Result], name: str) -> list[Any]:
+  """Returns one field of the results that have it: floors exist in some worlds only."""
+  return [result[name] for result in results if name in result]
+
+
+def _bound(results: Sequence[Result], name: str, text: str) -> str:
+  values = _pick(results, name)
+  return text.format(np.median(values)) if values else ''
+
+
+def _pretrain(results: list[Result]) -> list[Number]:
+  floors = (
+    _bound(results, 'bayes_nll', 'floor {:.3f} (Bayes predictor)'),
+    _bound(results, 'goal_nll', '{:.3f} if told the goal'),
+  )
+  measured = spread(_pick(results, 'nll'))
+  bound = '; '.join(filter(None, floors))
+  return [Number('Base model: action loss, nats a step', measured, bound)]
+
+
+def _probe(results: list[Result]) -> list[Number]:
+  accuracy = np.array(_pick(results, 'accuracy'), float)
+  best = int(np.median(accuracy, 0).argmax())
+  ceiling = _bound(results, 'bayes_accuracy', 'ceiling {:.3f} (Bayes belief)')
+  rows = [('layer 0', accuracy[:, 0]), (f'best layer ({best})', accuracy[:, best])]
+  return [_claimed('C1', spread(list(values)), ceiling, f', {name}') for name, values in rows]
+
+
+def _control(results: list[Result]) -> list[Number]:
+  chosen = [
+    next(row for row in result['layers'] if row['layer'] == result['best_layer'])
+    for result in results
+  ]
+  layers = ', '.join(str(layer) for layer in sorted({row['layer'] for row in chosen}))
+  seen = np.median([row['pretraining']['success'] for row in chosen])
+  measured = rate(_pick(chosen, 'post_training'))
+  return [_claimed('C2', measured, f'{seen:.3g} on pretraining tasks', f', best layer ({layers})')]
+
+
+def _discover(results: list[Result]) -> list[Number]:
+  rows = []
+  for tolerance in tolerances(results[0]):
+    within = ['exact step', 'within one step'][tolerance] if tolerance < 2 else ''
+    suffix = f', {within or f"within {tolerance} steps"}'
+    f1 = _pick(results, f'f1_tolerance_{tolerance}')
+    rows.append(_claimed('C3', spread(f1), 'at most 1', suffix))
+  truth = _bound(results, 'true_switches', 'truth {:.2f}')
+  return [*rows, Number('Switches an episode', spread(_pick(results, 'switches')), truth)]
+
+
+def _evaluate(results: list[Result]) -> list[Number]:
+  rows = []
+  for field, make in (
+    ('base_success', lambda *args: _claimed('C6', *args)),
+    (
+      'replay_success',
+      lambda *args: Number(
+        'Unseen task: codes of a demonstration replayed, switched by the truth', *args
+      ),
+    ),
+  ):
+    found = _pick(results, field)
+    if found:
+      seen = np.median([outcome['pretraining']['success'] for outcome in found])
+      rows.append(make(rate(_pick(found, 'post_training')), f'{seen:.3g} on pretraining tasks'))
+  return rows
+
+
+def best_runs(result: Result) -> list[Result]:
+  """Returns the runs of the learning rate that was chosen."""
+  return [run for run in result['runs'] if run['learning_rate'] == result['learning_rate']]
+
+
+def _reinforce(results: list[Result]) -> list[Number]:
+  method = results[0]['method']
+  runs = [run for result in results for run in best_runs(result)]
+  episodes = min(_pick(results, 'episodes'))
+  end, start = PAPER.get(method, BASELINE)
+  told = f'Unseen task: {method_name(method)}'
+  initial = spread(_pick(runs, 'initial_success'))
+  return [
+    Number(f'{told} before its first update', initial, '', start, 'C7'),
+    Number(f'{told} after {episodes:,} episodes', rate(runs), '', end, 'C5'),
+  ]

@@ -1,0 +1,127 @@
+"""The figures of one run or of several seeds, each with its caption.
+
+A run is the `result.json` of its stages, by stage.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from internal_rl.analysis import figures
+from internal_rl.analysis.claims import Result, Run, best_runs
+from internal_rl.analysis.report import Picture
+from internal_rl.envs.tasks import FAMILIES
+
+Named = Iterator[tuple[str, Picture]]
+
+
+def draw(runs: Sequence[Run]) -> Named:
+  """Draws what the finished stages allow; yields names and pictures.
+
+  Args:
+    runs: one a seed. Those of `discover` show their gates if they have `gates`.
+  """
+  of = lambda stage: [run[stage] for run in runs if stage in run]
+  if pretrain := of('pretrain'):
+    yield 'pretraining', _pretraining(pretrain)
+  if probe := of('probe'):
+    yield 'probes', _probes(probe)
+  if control := of('control'):
+    yield 'controllers', _controllers(control)
+  if discover := of('discover'):
+    if 'gates' in discover[0]:
+      yield 'gates', _gates(discover[0])
+    if len(discover[0]['members']) > 1:
+      yield 'kl_sweep', _kl_sweep(discover, [result['nll'] for result in of('pretrain')])
+  stages = sorted({stage for run in runs for stage in run if stage.startswith('reinforce/')})
+  if stages:
+    yield 'learning_curves', _learning_curves({stage: of(stage) for stage in stages})
+
+
+def seeds(results: Sequence[Any]) -> str:
+  """Returns how many seeds there are, and what is drawn of several."""
+  return 'one seed' if len(results) == 1 else f'{len(results)} seeds: median and quartiles'
+
+
+def _pretraining(results: list[Result]) -> Picture:
+  caption = f'Held-out action loss of the base model ({seeds(results)}).'
+  if 'bayes_nll' in results[0]:
+    gap = np.median([result['nll'] - result['bayes_nll'] for result in results])
+    caption = caption[:-1] + (
+      f', {gap:.3f} nats a step above its exact floor in the end. Knowing the goal would gain the '
+      'distance between the dashed and the dotted line. By stage one sees what is yet to be '
+      'learnt: which goal comes next, or how to reach it.'
+    )
+  return Picture(figures.png(figures.pretraining(results)), 'Pretraining loss', caption)
+
+
+def _probes(results: list[Result]) -> Picture:
+  config = results[0]['config']
+  caption = (
+    f'{config["probe"]["eval_batch"]} held-out episodes a base model ({seeds(results)}). Few '
+    'episodes reach the late steps on the right. Compare Figs. 3 and A1.'
+  )
+  if 'bayes_accuracy' in results[0]:
+    caption = f'The ceiling is what an ideal observer can know of the subgoal. {caption}'
+  chance = 1 / len(FAMILIES[config['env']['family']].subgoals)
+  figure = figures.probes(results, chance)
+  return Picture(figures.png(figure), 'Probe accuracy by layer', caption)
+
+
+def _controllers(results: list[Result]) -> Picture:
+  bars = 'one seed, bars are standard errors over episodes'
+  if len(results) > 1:
+    bars = f'{len(results)} seeds: medians, bars are quartiles'
+  kind = results[0]['config']['control']['kind'].replace('_', '-')
+  caption = (
+    f'One {kind} controller a subgoal, trained with labels on pretraining tasks, switched by the '
+    f'ground truth ({bars}). Compare Fig. 4.'
+  )
+  figure = figures.controllers([result['layers'] for result in results])
+  return Picture(figures.png(figure), 'Labelled controllers by layer', caption)
+
+
+def _gates(result: Result) -> Picture:
+  """The selected metacontroller's gate on demonstrations that it was not trained on."""
+  gates = result['gates']
+  beta, subgoals, segments, mask = (
+    np.array(gates[name]) for name in ('beta', 'subgoals', 'segments', 'mask')
+  )
+  figure = figures.gates(
+    beta, subgoals, segments, mask, result['config']['metacontroller']['threshold']
+  )
+  caption = (
+    f'The {len(beta)} first held-out demonstrations, not chosen (seed {result["seed"]}); the gate '
+    'was trained without labels. It is open at the first step by construction. Compare Figs. 6 '
+    'and A3.'
+  )
+  return Picture(figures.png(figure), 'Switching gates over time', caption)
+
+
+def _kl_sweep(results: list[Result], base_nll: list[float]) -> Picture:
+  members = [member for result in results for member in result['members']]
+  count = len(members) // len({member['alpha'] for member in members})
+  chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
+  caption = (
+    f'Metacontrollers on the frozen base, {count} seed{"s" if count > 1 else ""} a strength; '
+    'numbers beside the line are α. Internal RL uses '
+    f'α = {", ".join(f"{alpha:g}" for alpha in chosen)}, chosen by reward alone. Compare Fig. 7.'
+  )
+  figure = figures.kl_sweep(members, float(np.median(base_nll)) if base_nll else None)
+  return Picture(figures.png(figure), 'Rate and distortion by KL strength', caption)
+
+
+def _learning_curves(results: Mapping[str, list[Result]]) -> Picture:
+  curves, rates = {}, []
+  for stage, found in results.items():
+    method = stage.split('/')[1]
+    curves[method] = [run['curve'] for result in found for run in best_runs(result)]
+    chosen = sorted({result['learning_rate'] for result in found})
+    rates.append(f'{method} {", ".join(f"{rate:g}" for rate in chosen)}')
+  caption = (
+    'Success of the episodes trained on; median and quartiles over seeds, at the learning rate '
+    f'that ended best of those tried ({"; ".join(rates)}). The paper shows 30 seeds and a million '
+    'episodes. Compare Figs. 8 and A5.'
+  )
+  return Picture(figures.png(figures.learning_curves(curves)), 'Success against episodes', caption)

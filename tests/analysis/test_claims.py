@@ -1,0 +1,78 @@
+"""Numbers of one run and of several seeds beside the paper's."""
+
+import copy
+
+from internal_rl.analysis import claims
+from tests.analysis import synthetic
+
+RESULTS = synthetic.results()
+
+
+def rows_of(*runs):
+  return {row.claim: row for row in claims.numbers(runs)}
+
+
+def test_every_claim_has_its_number_beside_the_papers():
+  rows = rows_of(RESULTS)
+  base = rows['Base model: action loss, nats a step']
+  assert (base.measured, base.bound[:11]) == ('0.271', 'floor 0.262')
+  internal = rows['Unseen task: internal RL after 256,000 episodes']
+  assert internal.measured == '0.712 (0.694 to 0.731; 3 seeds)'
+  assert internal.paper.startswith('about 0.8')
+  raw = rows['Unseen task: raw-action RL after 256,000 episodes']
+  assert (raw.name, raw.stage, raw.paper[:4]) == ('C5', 'reinforce/raw', 'does')
+  sampled = rows['Unseen task: actions sampled from the base model']
+  assert (sampled.name, sampled.measured[:9]) == ('C6', '0 of 2048')
+
+
+def test_seeds_are_summarised_by_median_and_quartiles():
+  runs = [copy.deepcopy(RESULTS) for _ in range(5)]
+  for run, f1 in zip(runs, (0.9, 0.1, 0.5, 0.8, 0.4), strict=True):
+    run['discover']['f1_tolerance_0'] = f1
+  found = rows_of(*runs)['Unsupervised switches against changes of subgoal: F1, exact step']
+  assert found.measured == '0.5 (0.4 to 0.8; 5 seeds)'
+
+
+def test_reinforcement_counts_every_run_of_every_seed_at_the_rate_chosen():
+  results = copy.deepcopy(RESULTS)
+  for run in results['reinforce/internal']['runs']:
+    if run['learning_rate'] != results['reinforce/internal']['learning_rate']:
+      run['success'] = 0.999
+  assert claims.numbers([results]) == claims.numbers([RESULTS])
+  end = rows_of(results, RESULTS)['Unseen task: internal RL after 256,000 episodes']
+  assert end.measured.endswith('; 6 seeds)')
+
+
+def test_a_rate_of_zero_is_reported_as_the_bound_it_is():
+  never = synthetic.outcome(0.0, 1000)
+  assert claims.rate([never]) == '0 of 1000 (below 0.003 at 95 %)'
+  assert claims.rate([never] * 3) == '0 of 3000 (below 0.001 at 95 %; 3 seeds)'
+  assert claims.rate([synthetic.outcome(0.5, 2500)]) == '0.500 ± 0.010'
+  rare = {'success': 0.0004, 'error': 0.0002, 'episodes': 9}
+  assert claims.rate([rare]) == '0.00040 ± 0.00020'
+
+
+def test_a_world_without_floors_has_its_numbers_without_bounds():
+  results = copy.deepcopy(RESULTS)
+  for field in ('bayes_nll', 'goal_nll', 'bayes_accuracy'):
+    for result in results.values():
+      result.pop(field, None)
+  found = rows_of(results)
+  assert {claim: row.measured for claim, row in found.items()} == {
+    claim: row.measured for claim, row in rows_of(RESULTS).items()
+  }
+  assert not [row for row in found.values() if 'floor' in row.bound or 'ceiling' in row.bound]
+
+
+def test_another_method_of_reinforcement_gets_its_rows():
+  found = rows_of(RESULTS, {'reinforce/mine': synthetic.reinforced('mine', 0.01, 0.0)})
+  assert 'Unseen task: mine after 256,000 episodes' in found
+
+
+def test_what_is_not_measured_is_said():
+  lacking = {(row.name, row.stage) for row in claims.unmeasured(claims.numbers([RESULTS]))}
+  methods = ('forced', 'cotrain', 'compile')
+  assert lacking == {(name, f'reinforce/{m}') for name in ('C5', 'C7') for m in methods}
+  every = claims.unmeasured([])
+  assert {row.name for row in every} == set(claims.CLAIMS)
+  assert {row.measured for row in every} == {'not measured'}

@@ -1,0 +1,36 @@
+"""What stages compute, at the paper's own sizes, against arithmetic by hand."""
+
+import pytest
+
+from configs.gridworld import get_config
+from experiments import flops
+
+WIDTH, BLOCKS, MLP, CELLS, CHANNELS, HORIZON = 256, 6, 512, 49, 13, 72
+
+
+def forward(tokens):
+  """Products of the paper's transformer (Tables A4 and A16), heads included."""
+  attention = 4 * WIDTH**2 + 2 * HORIZON * WIDTH
+  block = attention + 2 * WIDTH * MLP
+  ends = 2 * CELLS * CHANNELS * WIDTH + 4 * WIDTH
+  return 2 * tokens * (ends + BLOCKS * block)
+
+
+def test_an_update_of_the_papers_base_model_is_three_forward_passes():
+  counted = flops.case_flops(get_config('paper'), 'pretrain', 1024)
+  # Give or take that of the embedding, whose input needs no gradient.
+  assert counted == pytest.approx(3 * forward(1024 * HORIZON), rel=0.03)
+
+
+def test_a_stage_is_reckoned_from_its_updates_and_a_speed():
+  table = flops.table({'probe': flops.Cost(update=3e12, updates=2000)}, tflops=20.0)
+  assert '| `probe` | 3,000 | 2,000 | 6 | 5 |' in table
+
+
+def test_a_probe_reads_every_layer_and_sends_no_gradient_into_the_base():
+  config = get_config('paper')
+  layers, subgoals = BLOCKS + 1, 4
+  probes = 2 * 2 * layers * WIDTH * subgoals  # Forward, and the gradient of the weights.
+  tokens = config.probe.batch * HORIZON
+  counted = flops.probe_flops(config)
+  assert counted == pytest.approx(forward(tokens) + tokens * probes, rel=0.06)
