@@ -10,7 +10,7 @@ import pytest
 from flax import struct
 from PIL import Image, ImageColor
 
-from internal_rl.envs import render
+from internal_rl.envs import canvas, render
 from internal_rl.envs.pinpad import Layout
 from internal_rl.envs.recording import RecordingEnvironment
 from internal_rl.types import TimeStep
@@ -49,7 +49,7 @@ def same(left, right):
 
 def test_every_object_has_its_colour_and_lies_in_its_cell():
   seen = [colour_of(pictures()[0], cell) for cell in LAYOUT.objects]
-  assert seen == [ImageColor.getrgb(colour) for colour in render.PALETTE[:4]]
+  assert seen == [ImageColor.getrgb(colour) for colour in canvas.PALETTE[:4]]
 
 
 def test_walls_and_free_cells_look_different_from_each_other_and_from_objects():
@@ -110,11 +110,11 @@ def test_records_of_another_length_are_refused_by_name(name):
 
 
 def test_a_code_is_white_at_zero_and_saturates_with_its_sign():
-  assert render._diverging(0.0) == (255, 255, 255)
-  red, blue = render._diverging(9.0), render._diverging(-9.0)
+  white, red, blue, also_red = render._diverging(np.array([0.0, 9.0, -9.0, 2.5])).tolist()
+  assert white == [255, 255, 255]
   assert red[0] > red[2]
   assert blue[0] < blue[2]
-  assert red == render._diverging(2.5)
+  assert red == also_red
 
 
 def test_an_animation_keeps_every_frame_and_its_colours():
