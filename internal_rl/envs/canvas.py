@@ -58,6 +58,11 @@ class Canvas:
     flat = [coordinate for point in points for coordinate in self._scaled(point)]
     self._draw.line(flat, fill, round(width * _OVERSAMPLING), joint='curve')
 
+  def capsule(self, ends, radius, fill):
+    self.line(ends, fill, 2 * radius)
+    for end in ends:
+      self.disc(end, radius, fill)
+
   def triangle(self, tip, size, fill, points_up=False):
     (x, y), size = self._scaled(tip), size * _OVERSAMPLING
     base = y + size if points_up else y - size

@@ -42,6 +42,10 @@ class Environment(Protocol):
     """Starts an episode of task `task` on a fresh layout; consumes `key`."""
     ...
 
+  def outcome(self, state: State) -> str:
+    """Returns how the episode ended that this is the last state of, in a word or two."""
+    ...
+
   def step(self, state: State, action: Shaped[Array, '*a']) -> tuple[State, TimeStep]:
     """Takes one raw action."""
     ...

@@ -34,7 +34,7 @@ _MARGIN, _TITLE, _CHIP, _CAPTION = 14, 26, 24, 24
 _LABEL, _MARKER, _CODE, _GAP, _GOAL = 44, 12, 58, 4, 8
 _STRIP = _MARKER + _CODE + _GAP + _GOAL + _MARKER
 _GIF_COLOURS = 128
-_WEBP_QUALITY, _WEBP_EFFORT = 70, 3  # Of 100 and 6.
+_WEBP_QUALITY, _WEBP_EFFORT = 60, 3  # Of 100 and 6.
 _CHANNEL_RANGE = 2.5  # Codes come from N(0, I): beyond this a colour is saturated.
 
 
@@ -182,7 +182,7 @@ def _frame(picture: Image.Image, story: Story, time: int) -> Image.Image:
   _chips(canvas, story, time, _MARGIN + _TITLE, picture.width)
   canvas.paste(picture, _MARGIN, inner_top, picture.width, picture.height)
   if story.codes is not None:
-    _strip(canvas, story, min(time, last - 1), strip_top, picture.width)
+    _strip(canvas, story, story.codes, min(time, last - 1), strip_top, picture.width)
   caption_y = strip_top + strip + _CAPTION / 2
   canvas.text((_MARGIN, caption_y), f'step {time} of {last}', 14, FAINT)
   done = time == last
@@ -207,30 +207,29 @@ def _chips(canvas: Canvas, story: Story, time: int, top: int, width: int) -> Non
     canvas.text(middle, str(colour), 13, FAINT if visited else readable_on(colour), 'mm')
 
 
-def _strip(canvas: Canvas, story: Story, time: int, top: int, width: int) -> None:
+def _strip(canvas: Canvas, story: Story, codes, time: int, top: int, width: int) -> None:
   """Time from left to right: the code in force, an entry a row, and the colour to go to below it.
 
   Triangles mark where a code was chosen anew, above, and where a true subgoal begins, below.
   """
-  steps, left = len(story.codes), _MARGIN + _LABEL
+  steps, left = len(codes), _MARGIN + _LABEL
   column = (width - _LABEL) / steps
   code, goal = top + _MARKER, top + _MARKER + _CODE + _GAP
-  size, past = min(10, max(column, 7)), range(time + 1)
+  size = min(10, max(column, 7))
   canvas.text((_MARGIN, code + _CODE / 2), 'code', 13, FAINT)
   canvas.text((_MARGIN, goal + _GOAL / 2), 'goal', 13, FAINT)
   canvas.box((left, code, left + column * steps, code + _CODE), CELL)
   canvas.box((left, goal, left + column * steps, goal + _GOAL), CELL)
-  going = [story.task[min(story.stages[t], len(story.task) - 1)] for t in past]
+  going = [story.task[min(story.stages[t], len(story.task) - 1)] for t in range(time + 1)]
   bands = (
-    (_diverging(story.codes[: time + 1]).swapaxes(0, 1), code, _CODE),
+    (_diverging(codes[: time + 1]).swapaxes(0, 1), code, _CODE),
     (np.array([[ImageColor.getrgb(colour_of(colour)) for colour in going]], np.uint8), goal, _GOAL),
   )
   for pixels, above, height in bands:
     canvas.paste(Image.fromarray(pixels), left, above, (time + 1) * column, height)
   for marks, tip, up in ((story.switches, code - 1, False), (story.begins, goal + _GOAL + 1, True)):
-    for t in past if marks is not None else ():
-      if marks[t]:
-        canvas.triangle((left + (t + 0.5) * column, tip), size, INK, up)
+    for t in () if marks is None else np.flatnonzero(marks[: time + 1]):
+      canvas.triangle((left + (t + 0.5) * column, tip), size, INK, up)
   now = left + time * column
   canvas.box((now, code, now + max(column, 2), goal + _GOAL), None, 0, INK, 1.5)
 
@@ -250,7 +249,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def webp(images: Sequence[Image.Image], seconds: float, hold: float = 2.0) -> bytes:
-  """Returns frames as an endless animated WebP: for shaded pictures, a tenth of a GIF's size.
+  """Returns frames as an endless animated WebP, which has more colours than a GIF.
 
   Args:
     images: all of one size.
