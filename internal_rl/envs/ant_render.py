@@ -25,7 +25,8 @@ from internal_rl.envs.pinpad import Layout
 WIDTH, HEIGHT = 480, 352  # Of a picture in perspective, pixels.
 ELEVATION = 55.0  # Of the camera in the south above the horizon, degrees.
 FIELD_OF_VIEW = 30.0  # From top to bottom of the picture, degrees.
-DISTANCE, TOWARDS_SOUTH = 3.5, 0.13  # Of the camera, and of where it looks, in half widths.
+DISTANCE, TOWARDS_SOUTH = 3.75, 0.13  # Of the camera, and of where it looks, in half widths.
+MARGIN = 0.5  # Of floor that is seen and drawn on around the grid, in cells.
 
 _OVERSAMPLING = 2  # Rendered larger and averaged down: cheaper than multisampling in software.
 _WALL_HEIGHT = 0.15  # Of a cell's width.
@@ -61,7 +62,7 @@ def pictures(
   drawn = []
   with _renderer(model) as draw:
     for time in range(len(qpos)) if times is None else times:
-      ground = render.ground(layout, env.grid_size, path[: time + 1], switches)
+      ground = render.ground(layout, env.grid_size, path[: time + 1], switches, MARGIN)
       pixels = draw(qpos[time], np.asarray(ground.oversampled()))
       drawn.append(Image.fromarray(pixels).reduce(_OVERSAMPLING))
   return drawn
@@ -80,12 +81,14 @@ def pictures_from_above(
   cell = render.SIZE / env.grid_size
   drawn = []
   for time in range(len(qpos)) if times is None else times:
-    canvas = render.ground(layout, env.grid_size, path[: time + 1], switches)
+    canvas = render.ground(layout, env.grid_size, path[: time + 1], switches, MARGIN)
     data.qpos[:] = qpos[time]
     mujoco.mj_kinematics(model, data)
     # A capsule lies along its own z axis; a sphere is one of no length.
     half = model.geom_size[:, 1:2] * data.geom_xmat[:, 2::3]
-    ends = cell * _on_grid(env, np.stack([data.geom_xpos - half, data.geom_xpos + half], 1))
+    ends = cell * (
+      MARGIN + _on_grid(env, np.stack([data.geom_xpos - half, data.geom_xpos + half], 1))
+    )
     for geom in np.argsort(data.geom_xpos[:, 2] + model.geom_size[:, 0]):
       if model.geom_bodyid[geom]:
         radius = cell / env.cell_size * model.geom_size[geom, 0]
@@ -100,34 +103,32 @@ def _on_grid(env: Ant, places: Float[np.ndarray, '*b n']) -> Float[np.ndarray, '
 
 
 def _scene(env: Ant, layout: Layout) -> mujoco.MjModel:
-  """The ant with eyes, the grid as a picture on the floor, and walls that stand on it."""
+  """The ant with eyes, a floor to put a picture on, walls that stand on it, light and a camera."""
   spec = mujoco.MjSpec.from_file(str(ant_body.ASSET))
-  geoms = mujoco.mjtGeom
+  sphere, box = mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_BOX
   for geom in spec.geoms:
     colour = PAPER if geom.name == 'floor' else _TORSO if geom.name == 'torso' else _LEG
     geom.rgba = _rgba(colour)
   for side in (-1, 1):
     spec.body('torso').add_geom(
-      type=geoms.mjGEOM_SPHERE, size=[0.08, 0, 0], pos=[0.15, 0.11 * side, 0.17], rgba=_rgba(PAPER)
+      type=sphere, size=[0.08, 0, 0], pos=[0.15, 0.11 * side, 0.17], rgba=_rgba(PAPER)
     )
-  _lay_floor(spec, env.half_width)
+  _lay_floor(spec, env)
   half, height = 0.46 * env.cell_size, _WALL_HEIGHT * env.cell_size / 2
   for x, y in np.asarray(env.centre(layout.walls)):
     spec.worldbody.add_geom(
-      type=geoms.mjGEOM_BOX, size=[half, half, height], pos=[x, y, height], rgba=_rgba(WALL)
+      type=box, size=[half, half, height], pos=[x, y, height], rgba=_rgba(WALL)
     )
-  visual = spec.visual
-  visual.global_.fovy = FIELD_OF_VIEW
-  visual.global_.offwidth, visual.global_.offheight = _OVERSAMPLING * WIDTH, _OVERSAMPLING * HEIGHT
-  visual.quality.offsamples, visual.quality.shadowsize = 0, 2048
-  visual.headlight.ambient, visual.headlight.diffuse = [_SHADE] * 3, [0] * 3
+  spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [_SHADE] * 3, [0] * 3
   spec.lights[0].diffuse, spec.lights[0].ambient = [1 - _SHADE] * 3, [0] * 3
+  _set_up_camera(spec, env.half_width)
   return spec.compile()
 
 
-def _lay_floor(spec: mujoco.MjSpec, half_width: float) -> None:
+def _lay_floor(spec: mujoco.MjSpec, env: Ant) -> None:
   """Lays a picture on the floor, which stays blank until there is one."""
-  side = _OVERSAMPLING * render.SIZE
+  half_width = env.half_width + MARGIN * env.cell_size
+  side = _OVERSAMPLING * round(render.SIZE * half_width / env.half_width)
   flat, rgb = mujoco.mjtBuiltin.mjBUILTIN_FLAT, mujoco.mjtTextureRole.mjTEXROLE_RGB
   spec.add_texture(
     name='grid', type=mujoco.mjtTexture.mjTEXTURE_2D, width=side, height=side, builtin=flat
@@ -135,12 +136,26 @@ def _lay_floor(spec: mujoco.MjSpec, half_width: float) -> None:
   material = spec.add_material(name='grid', specular=0)
   material.textures[rgb] = 'grid'
   spec.worldbody.add_geom(
-    name='grid',
     type=mujoco.mjtGeom.mjGEOM_PLANE,
     size=[half_width, half_width, 1],
-    pos=[0, 0, 0.005],
+    pos=[0, 0, 0.005],  # Above the floor, so that the two do not flicker.
     material='grid',
     rgba=_rgba(PAPER),
+  )
+
+
+def _set_up_camera(spec: mujoco.MjSpec, half_width: float) -> None:
+  """Puts a camera in the south, whose picture holds all of the grid."""
+  spec.visual.global_.offwidth = _OVERSAMPLING * WIDTH
+  spec.visual.global_.offheight = _OVERSAMPLING * HEIGHT
+  spec.visual.quality.offsamples, spec.visual.quality.shadowsize = 0, 2048
+  elevation, tilt = np.radians(ELEVATION), np.radians(90 - ELEVATION)
+  south = TOWARDS_SOUTH + DISTANCE * np.cos(elevation)
+  spec.worldbody.add_camera(
+    name='south',
+    fovy=FIELD_OF_VIEW,
+    pos=[0, -south * half_width, DISTANCE * np.sin(elevation) * half_width],
+    quat=[np.cos(tilt / 2), np.sin(tilt / 2), 0, 0],
   )
 
 
@@ -148,12 +163,11 @@ def _lay_floor(spec: mujoco.MjSpec, half_width: float) -> None:
 def _renderer(model: mujoco.MjModel) -> Iterator:
   """Provides `(qpos, picture on the floor) -> [height, width, 3]` pixels, oversampled."""
   window = mujoco.MjrRect(0, 0, _OVERSAMPLING * WIDTH, _OVERSAMPLING * HEIGHT)
-  with _graphics(window.width, window.height):
-    context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
-    data, scene = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=model.ngeom + 10)
-    scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-    camera, options, nothing = _camera(model), mujoco.MjvOption(), mujoco.MjvPerturb()
+  data, scene = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=model.ngeom + 10)
+  scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+  camera, options, nothing = mujoco.MjvCamera(), mujoco.MjvOption(), mujoco.MjvPerturb()
+  camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera('south').id
+  with _graphics(model) as context:
 
     def draw(qpos, ground: UInt8[np.ndarray, 'n n 3']) -> UInt8[np.ndarray, 'h w 3']:
       model.tex_data[:] = ground.reshape(-1)
@@ -168,41 +182,32 @@ def _renderer(model: mujoco.MjModel) -> Iterator:
       mujoco.mjr_readPixels(pixels, None, window, context)
       return pixels[::-1]  # OpenGL starts at the bottom.
 
-    try:
-      yield draw
-    finally:
-      context.free()
-
-
-def _camera(model: mujoco.MjModel) -> mujoco.MjvCamera:
-  half_width = model.geom('grid').size[0]
-  camera = mujoco.MjvCamera()
-  camera.azimuth, camera.elevation = 90, -ELEVATION
-  camera.distance = DISTANCE * half_width
-  camera.lookat[:] = (0, -TOWARDS_SOUTH * half_width, 0)
-  return camera
+    yield draw
 
 
 @contextlib.contextmanager
-def _graphics(width: int, height: int) -> Iterator[None]:
-  """Makes an OpenGL context current that needs no display; `MUJOCO_GL` has the last word."""
+def _graphics(model: mujoco.MjModel) -> Iterator[mujoco.MjrContext]:
+  """Provides OpenGL that needs no display; `MUJOCO_GL` has the last word on which."""
   name = os.environ.get('MUJOCO_GL', '').lower()
   if not name and sys.platform == 'linux':
     name = 'egl' if ctypes.util.find_library('EGL') else 'osmesa'
   module = f'mujoco.{name}' if name in ('egl', 'osmesa') else 'mujoco.gl_context'
-  try:
-    context = importlib.import_module(module).GLContext(width, height)
-    context.make_current()
-  except Exception as error:  # Whatever a driver, or PyOpenGL in its name, may raise.
-    raise NoGraphicsError(
-      f'MuJoCo cannot draw ({module}: {str(error) or type(error).__name__}). Install EGL '
-      '(on Debian: apt install libegl1 libgl1-mesa-dri), or OSMesa (libosmesa6) and set '
-      'MUJOCO_GL=osmesa'
-    ) from error
-  try:
-    yield
-  finally:
-    context.free()
+  size = (_OVERSAMPLING * WIDTH, _OVERSAMPLING * HEIGHT)
+  with contextlib.ExitStack() as stack:
+    try:
+      window = importlib.import_module(module).GLContext(*size)
+      stack.callback(window.free)
+      window.make_current()
+      context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+      stack.callback(context.free)
+      mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+    except Exception as error:  # Whatever a driver, or PyOpenGL in its name, may raise.
+      raise NoGraphicsError(
+        f'MuJoCo cannot draw ({module}: {str(error) or type(error).__name__}). Install EGL '
+        '(on Debian: apt install libegl1 libgl1-mesa-dri), or OSMesa (libosmesa6) and set '
+        'MUJOCO_GL=osmesa'
+      ) from error
+    yield context
 
 
 def _rgba(colour: str) -> list[float]:

@@ -90,17 +90,24 @@ def ground(
   grid_size: int,
   path: Float[np.ndarray, 'n 2'],
   switches: Bool[np.ndarray, ' t'] | None = None,
+  margin: float = 0.0,
 ) -> Canvas:
-  """Draws the cells and where an agent went, from above, without the agent; `SIZE` wide.
+  """Draws the cells, `SIZE` wide in all, and where an agent went, from above, without the agent.
 
   Args:
     layout: of one episode.
     grid_size: side of the grid, `G`.
     path: its place at `o_1 .. o_n`: column and row, fractional, in cells from the top left corner.
     switches: raw steps at which a new code was chosen; those up to the last place are marked.
+    margin: what is seen around the grid, in cells.
   """
-  canvas, cell = Canvas(SIZE, SIZE), SIZE / grid_size
-  corner = lambda index: (int(index) % grid_size * cell, int(index) // grid_size * cell)
+  cell = SIZE / grid_size
+  side = round(SIZE + 2 * margin * cell)
+  canvas = Canvas(side, side)
+  corner = lambda index: (
+    (margin + int(index) % grid_size) * cell,
+    (margin + int(index) // grid_size) * cell,
+  )
 
   def square(index, fill, inset=1.5):
     left, top = corner(index)
@@ -116,7 +123,7 @@ def ground(
     square(index, colour_of(colour))
 
   marks = np.zeros(len(path), bool) if switches is None else np.asarray(switches)[: len(path)]
-  _trail(canvas, (cell * path).tolist(), marks, cell)
+  _trail(canvas, (cell * (margin + path)).tolist(), marks, cell)
   for colour, index in enumerate(objects):
     x, y = corner(index)
     label = (x + 0.2 * cell, y + 0.22 * cell)
