@@ -201,6 +201,7 @@ class Ant:
     return state, TimeStep(self.observe(layout, body), reward, done)
 
   def outcome(self, state: State) -> str:
+    state = jax.tree.map(jnp.asarray, state)
     ends = {
       'success': pinpad.is_complete(self.tasks, state.progress),
       'simulation blew up': state.diverged,

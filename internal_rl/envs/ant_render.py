@@ -115,7 +115,7 @@ def _scene(env: Ant, layout: Layout) -> mujoco.MjModel:
     )
   _lay_floor(spec, env)
   half, height = 0.46 * env.cell_size, _WALL_HEIGHT * env.cell_size / 2
-  for x, y in np.asarray(env.centre(layout.walls)):
+  for x, y in np.asarray(env.centre(jnp.asarray(layout.walls))):
     spec.worldbody.add_geom(
       type=box, size=[half, half, height], pos=[x, y, height], rgba=_rgba(WALL)
     )

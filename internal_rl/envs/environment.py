@@ -1,6 +1,6 @@
 """The protocol that both worlds implement."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Int, Shaped
 
@@ -10,6 +10,7 @@ from internal_rl.types import Key, TimeStep
 State = Any
 
 
+@runtime_checkable
 class Environment(Protocol):
   """Static configuration with pure, unbatched methods; callers vmap.
 

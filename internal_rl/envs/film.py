@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float
@@ -35,7 +36,7 @@ def film(
   steps, trail = int(episode.time), episode.trail
   progress = trail.progress
   task = int(episode.progress.task)
-  segments = np.asarray(pinpad.segment(env.tasks, progress))[:steps]
+  segments = np.asarray(jax.vmap(pinpad.segment, (None, 0))(env.tasks, progress))[:steps]
   story = render.Story(
     title=title,
     task=tuple(np.asarray(env.tasks.colours)[task, : int(env.tasks.lengths[task])].tolist()),

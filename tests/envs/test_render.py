@@ -25,6 +25,7 @@ STORY = render.Story(
   outcome='success',
   codes=np.random.default_rng(0).normal(size=(5, 8)),
   switches=SWITCHES,
+  begins=SWITCHES,
 )
 
 
@@ -103,10 +104,37 @@ def test_pictures_of_any_world_will_do():
   assert render.frames(world, STORY)[0].width > 200
 
 
-@pytest.mark.parametrize('name', ['stages', 'codes', 'switches'])
+def test_the_strip_shows_the_colour_to_go_to_and_where_a_true_subgoal_begins():
+  made = frames(begins=np.array([True, False, True, False, False]))
+  strip_left, column = 14 + 44, (render.SIZE - 44) / 5
+  middle = lambda step: int(strip_left + (step + 0.5) * column)
+  rows = range(made[-1].height)
+  going = (0, 1, 1, 2, 2)
+  for step, colour in enumerate(going):
+    seen = [made[-1].getpixel((middle(step), row)) for row in rows]
+    band = ImageColor.getrgb(canvas.PALETTE[colour])
+    assert band in seen[-60:]
+  other = frames(begins=np.array([True, False, False, False, False]))
+  unlike = [not same(a, b) for a, b in zip(made, other, strict=True)]
+  assert unlike == [False] * 2 + [True] * 4
+
+
+def test_frames_of_some_times_are_those_of_all():
+  times = render.sampled(5, 2)
+  assert times == [0, 2, 4, 5]
+  some = render.frames([pictures()[time] for time in times], STORY, times)
+  assert all(same(frames()[time], frame) for time, frame in zip(times, some, strict=True))
+
+
+@pytest.mark.parametrize('name', ['stages', 'codes', 'switches', 'begins'])
 def test_records_of_another_length_are_refused_by_name(name):
   with pytest.raises(ValueError, match=f'story.{name}: '):
     render.frames(pictures(), dataclasses.replace(STORY, **{name: getattr(STORY, name)[:-1]}))
+
+
+def test_pictures_of_other_times_than_those_named_are_refused():
+  with pytest.raises(ValueError, match='6 pictures'):
+    render.frames(pictures(), STORY, [0, 1])
 
 
 def test_a_code_is_white_at_zero_and_saturates_with_its_sign():
