@@ -46,9 +46,9 @@ def film(
     switches=switches,
     begins=np.diff(segments, prepend=-1) != 0,
   )
-  return (
-    _gridworld(env, episode, story) if isinstance(env, Gridworld) else _ant(env, episode, story)
-  )
+  if isinstance(env, Gridworld):
+    return _gridworld(env, episode, story)
+  return _ant(env, episode, story)
 
 
 def _gridworld(env: Gridworld, episode: RecordedState, story: render.Story) -> bytes:
