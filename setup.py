@@ -29,7 +29,7 @@ setup(
     'numpy>=2.0,<3',
     'tensorboardX>=2.6.4,<3',
     'matplotlib>=3.9,<4',
-    'pillow>=11',  # animated GIFs: nothing here needs an ffmpeg
+    'pillow>=11',  # films, as GIF and WebP: nothing here needs an ffmpeg
     'tqdm>=4.66,<5',
   ],
   extras_require={

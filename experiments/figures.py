@@ -3,8 +3,9 @@
   python -m experiments.figures --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
   python -m experiments.figures --results=results
 
-The first writes `figures/*.png`, `figures/*.gif` and the self-contained `report.html` into the
-workdir. The second draws what `publish` wrote, over seeds, and the table in `results/README.md`.
+The first writes `figures/*.png`, films beside them (GIF of the gridworld, WebP of the ant) and the
+self-contained `report.html` into the workdir. The second draws what `publish` wrote, over seeds,
+and the table in `results/README.md`.
 """
 
 import os
@@ -20,7 +21,7 @@ from internal_rl.analysis import claims, drawings, report
 from internal_rl.analysis.drawings import Named
 from internal_rl.analysis.report import Picture
 from internal_rl.control.closed_loop import BaseRollout
-from internal_rl.envs import render
+from internal_rl.envs.film import film
 from internal_rl.envs.recording import RecordingEnvironment
 from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.internal_env import Frozen
@@ -41,12 +42,12 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   directory = artifacts.stage_dir(workdir, 'figures')
   drawn: list[Picture] = []
   animated: list[Picture] = []
-  for pictures, found, suffix in (
-    (drawn, drawings.draw([results]), 'png'),
-    (animated, _episodes(config, workdir, results), 'gif'),
+  for pictures, found in (
+    (drawn, drawings.draw([results])),
+    (animated, _episodes(config, workdir, results)),
   ):
     for name, picture in found:
-      artifacts.write_bytes(os.path.join(directory, f'{name}.{suffix}'), picture.data)
+      artifacts.write_bytes(os.path.join(directory, f'{name}.{picture.kind}'), picture.data)
       pictures.append(picture)
   again = artifacts.command(config, workdir, 'pipeline')
   page = report.render(results, drawn, animated, again)
@@ -158,24 +159,9 @@ def _animate(config: common.Config, name: str, title: str, episodes, both: bool 
 
 
 def _animation(config: common.Config, title: str, episodes, index: int, chosen: str) -> Picture:
-  env = common.post_training_environment(config)
-  state, trail = jax.tree.map(lambda x: x[index], (episodes.final.state, episodes.final.trail))
-  steps = int(state.time)
-  codes, switches = _codes_by_step(episodes, index, steps)
-  length = int(env.tasks.lengths[0])
-  won, late = state.progress.stage == length, steps >= env.time_limit
-  story = render.Story(
-    title=title,
-    task=tuple(env.tasks.colours[0, :length].tolist()),
-    stages=trail.progress.stage[: steps + 1],
-    outcome='success' if won else 'time is up' if late else 'wrong colour',
-    codes=codes,
-    switches=switches,
-  )
-  pictures = render.gridworld_pictures(
-    state.layout, env.grid_size, trail.position[: steps + 1], switches
-  )
-  data = render.gif(render.frames(pictures, story))
+  episode = jax.tree.map(lambda x: x[index], episodes.final)
+  codes, switches = _codes_by_step(episodes, index, int(episode.time))
+  data = film(common.post_training_environment(config), episode, title, codes, switches)
   return Picture(data, f'{title}: an episode', f'{title}; {chosen}.')
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from internal_rl.envs.render import PALETTE
+from internal_rl.envs.canvas import PALETTE
 
 Row = Mapping[str, Any]
 Number = float | int

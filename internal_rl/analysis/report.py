@@ -60,7 +60,7 @@ class Picture:
   """An image and what it shows.
 
   Attributes:
-    data: a PNG or GIF file.
+    data: a PNG, GIF or WebP file.
     title: for those who cannot see it.
     caption: what one sees, at which scale, from how many seeds.
   """
@@ -68,6 +68,11 @@ class Picture:
   data: bytes
   title: str
   caption: str
+
+  @property
+  def kind(self) -> str:
+    """What its file is called after the dot."""
+    return str(Image.open(io.BytesIO(self.data)).format).lower()
 
 
 def scale(config: Mapping[str, Any]) -> str:
@@ -89,8 +94,7 @@ def scale(config: Mapping[str, Any]) -> str:
 
 
 def _image(picture: Picture) -> str:
-  image = Image.open(io.BytesIO(picture.data))
-  kind = str(image.format).lower()
+  image, kind = Image.open(io.BytesIO(picture.data)), picture.kind
   # Plots have twice the pixels, for sharp screens; on a narrow one they scroll rather than shrink.
   width, name = (image.width // 2, 'plot') if kind == 'png' else (image.width, 'animation')
   data = base64.b64encode(picture.data).decode()
@@ -178,8 +182,9 @@ def render(
     sections += [
       '<h2>Episodes on the unseen task</h2>',
       '<p>Squares on top are the task; the framed one is next. The strip below is the code in '
-      'force, an entry a row, blue below and red above zero; a triangle, and a ring on the path, '
-      'mark where a new code was chosen.</p>',
+      'force, an entry a row, blue below and red above zero; a triangle above it, and a ring on '
+      'the path, mark where a new code was chosen. Under it is the colour to go to, with a '
+      'triangle below where a true subgoal begins.</p>',
       f'<div class="episodes">{"".join(map(_image, episodes))}</div>',
     ]
   if figures:

@@ -117,10 +117,15 @@ class Ant:
 
   def cell_at(self, place: Float[Array, ' 2']) -> Int[Array, '']:
     """Returns the cell that x and y lie in; beyond the border, the nearest one."""
-    from_corner = (jnp.array([1.0, -1.0]) * place + self.half_width) / self.cell_size
     # Clipped before it becomes an integer: an ant can be further out than integers reach.
-    column, row = jnp.clip(jnp.floor(from_corner), 0, self.grid_size - 1).astype(jnp.int32)
+    inside = jnp.clip(jnp.floor(self.on_grid(place)), 0, self.grid_size - 1)
+    column, row = inside.astype(jnp.int32)
     return row * self.grid_size + column
+
+  def on_grid(self, place: Float[Array, '*b 2']) -> Float[Array, '*b 2']:
+    """Returns column and row of x and y, fractional, in cells from the north-west corner."""
+    east, south = place[..., 0], -place[..., 1]
+    return (jnp.stack([east, south], -1) + self.half_width) / self.cell_size
 
   def observe(self, layout: Layout, body: Body) -> Float[Array, ' o']:
     """Returns what is observed; with half the grid's width as the unit of length, in this order.
@@ -183,7 +188,8 @@ class Ant:
       self.tasks, layout, state.progress, self.cell_at(state.body.place), self.cell_at(body.place)
     )
     time = state.time + ~was_done
-    done = progress.done | self._is_over(layout, body) | diverged | (time >= self.time_limit)
+    over = jnp.stack(list(self._ends(layout, body).values())).any()
+    done = progress.done | over | diverged | (time >= self.time_limit)
     progress = progress.replace(done=done)
     state = state.replace(
       body=body,
@@ -194,13 +200,26 @@ class Ant:
     )
     return state, TimeStep(self.observe(layout, body), reward, done)
 
-  def _is_over(self, layout: Layout, body: Body) -> Bool[Array, '']:
-    """Whether the ant is where no episode goes on, whatever the task."""
+  def outcome(self, state: State) -> str:
+    state = jax.tree.map(jnp.asarray, state)
+    ends = {
+      'success': pinpad.is_complete(self.tasks, state.progress),
+      'simulation blew up': state.diverged,
+      **self._ends(state.layout, state.body),
+      'time is up': state.time >= self.time_limit,
+    }
+    return next((name for name, reached in ends.items() if reached), 'wrong colour')
+
+  def _ends(self, layout: Layout, body: Body) -> dict[str, Bool[Array, '']]:
+    """Whether the ant is where no episode goes on, whatever the task, by name."""
     low, high = self.healthy
-    in_wall = (layout.walls == self.cell_at(body.place)).any()
     outside = jnp.abs(body.place).max() > self.half_width
-    fell_or_jumped = (body.height < low) | (body.height > high)
-    return in_wall | fell_or_jumped | ((self.off_grid == 'end') & outside)
+    return {
+      'fell': body.height < low,
+      'jumped too high': body.height > high,
+      'walked into a wall': (layout.walls == self.cell_at(body.place)).any(),
+      'left the grid': (self.off_grid == 'end') & outside,
+    }
 
 
 def symlog(x: Float[Array, '*b']) -> Float[Array, '*b']:

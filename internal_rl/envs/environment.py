@@ -1,6 +1,6 @@
 """The protocol that both worlds implement."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Int, Shaped
 
@@ -10,6 +10,7 @@ from internal_rl.types import Key, TimeStep
 State = Any
 
 
+@runtime_checkable
 class Environment(Protocol):
   """Static configuration with pure, unbatched methods; callers vmap.
 
@@ -40,6 +41,10 @@ class Environment(Protocol):
 
   def reset(self, key: Key, task: Int[Array, '']) -> tuple[State, TimeStep]:
     """Starts an episode of task `task` on a fresh layout; consumes `key`."""
+    ...
+
+  def outcome(self, state: State) -> str:
+    """Returns how the episode ended that this is the last state of, in a word or two."""
     ...
 
   def step(self, state: State, action: Shaped[Array, '*a']) -> tuple[State, TimeStep]:

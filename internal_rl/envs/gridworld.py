@@ -142,3 +142,8 @@ class Gridworld:
       subgoal=pinpad.subgoal(self.tasks, progress),
     )
     return state, TimeStep(self._add_agent(state.picture, position), reward, progress.done)
+
+  def outcome(self, state: State) -> str:
+    if pinpad.is_complete(self.tasks, state.progress):
+      return 'success'
+    return 'time is up' if state.time >= self.time_limit else 'wrong colour'

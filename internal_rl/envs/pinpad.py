@@ -88,6 +88,11 @@ def next_colour(tasks: Tasks, progress: Progress) -> Int[Array, '']:
   return jnp.asarray(tasks.colours)[progress.task, progress.stage]
 
 
+def is_complete(tasks: Tasks, progress: Progress) -> Bool[Array, '']:
+  """Returns whether all colours of the task have been visited."""
+  return progress.stage == jnp.asarray(tasks.lengths)[progress.task]
+
+
 def subgoal(tasks: Tasks, progress: Progress) -> Int[Array, '']:
   """Returns the ground-truth subgoal in force; the last one after the end. Analysis only."""
   last = jnp.asarray(tasks.lengths)[progress.task] - 1
@@ -115,7 +120,7 @@ def visit(
   colour = colour_at(layout, new)
   visited = (new != old) & (colour != NO_COLOUR) & ~progress.done
   correct = visited & (colour == next_colour(tasks, progress))
-  stage = progress.stage + correct
-  complete = correct & (stage == jnp.asarray(tasks.lengths)[progress.task])
+  progress = progress.replace(stage=progress.stage + correct)
+  complete = correct & is_complete(tasks, progress)
   done = progress.done | complete | (visited & ~correct)
-  return progress.replace(stage=stage, done=done), complete.astype(jnp.float32)
+  return progress.replace(done=done), complete.astype(jnp.float32)

@@ -79,6 +79,9 @@ class RecordingEnvironment:
     following, timestep = self.env.step(state.state, action)
     return self._record(following, state.trail), timestep
 
+  def outcome(self, state: RecordedState) -> str:
+    return self.env.outcome(state.state)
+
   def _record(self, state: State, trail: Any) -> RecordedState:
     # Time stands still after the end, so that an ended episode writes its last state again.
     write = lambda before, now: before.at[state.time].set(now)

@@ -253,18 +253,38 @@ def test_only_feet_and_torso_touch_the_floor():
 def test_the_border_belongs_to_the_nearest_cell_unless_it_ends_the_episode():
   layout = Layout(jnp.array([5, 6, 9, 10]), jnp.array([3]), jnp.array(0))
   ending = dataclasses.replace(PAPER, off_grid='end')
-  for place, cell, over, over_if_ending in (
-    ((-3.0, 3.0), 0, False, False),
-    ((-4.5, 3.0), 0, False, True),
-    ((9.0, 9.0), 3, True, True),
-    ((3.9, -3.9), 15, False, False),
-    ((1e30, -1e30), 15, False, True),
+  wall, out = 'walked into a wall', 'left the grid'
+  reached = lambda env, body: {name for name, met in env._ends(layout, body).items() if met}
+  for place, cell, ends, ends_if_ending in (
+    ((-3.0, 3.0), 0, set(), set()),
+    ((-4.5, 3.0), 0, set(), {out}),
+    ((9.0, 9.0), 3, {wall}, {wall, out}),
+    ((3.9, -3.9), 15, set(), set()),
+    ((1e30, -1e30), 15, set(), {out}),
   ):
     body = PAPER.body.rest()
     body = body.replace(qpos=body.qpos.at[:2].set(jnp.array(place)))
     assert int(PAPER.cell_at(body.place)) == cell
-    assert bool(PAPER._is_over(layout, body)) == over
-    assert bool(ending._is_over(layout, body)) == over_if_ending
+    assert reached(PAPER, body) == ends
+    assert reached(ending, body) == ends_if_ending
+
+
+def test_the_outcome_names_what_ended_the_episode():
+  layout = Layout(jnp.array([5, 6, 9, 10]), jnp.array([3]), jnp.array(0))
+  start, _ = PAPER.start(jax.random.key(0), layout, jnp.array(0))
+  late, length = jnp.array(500), int(PAPER.tasks.lengths[0])
+  within = lambda index, value: start.body.replace(qpos=start.body.qpos.at[index].set(value))
+  finished = start.progress.replace(stage=jnp.array(length))
+  for outcome, fields in {
+    'success': dict(progress=finished, time=late, body=within(2, 0.1)),
+    'fell': dict(body=within(2, 0.1)),
+    'jumped too high': dict(body=within(2, 1.1)),
+    'walked into a wall': dict(body=within(slice(0, 2), 3.0)),
+    'simulation blew up': dict(diverged=jnp.array(True)),
+    'time is up': dict(time=late),
+    'wrong colour': dict(),
+  }.items():
+    assert PAPER.outcome(jax.device_get(start.replace(**fields))) == outcome
 
 
 def test_bad_settings_are_refused():

@@ -10,7 +10,7 @@ import pytest
 from flax import struct
 from PIL import Image, ImageColor
 
-from internal_rl.envs import render
+from internal_rl.envs import canvas, render
 from internal_rl.envs.pinpad import Layout
 from internal_rl.envs.recording import RecordingEnvironment
 from internal_rl.types import TimeStep
@@ -25,6 +25,7 @@ STORY = render.Story(
   outcome='success',
   codes=np.random.default_rng(0).normal(size=(5, 8)),
   switches=SWITCHES,
+  begins=SWITCHES,
 )
 
 
@@ -49,7 +50,7 @@ def same(left, right):
 
 def test_every_object_has_its_colour_and_lies_in_its_cell():
   seen = [colour_of(pictures()[0], cell) for cell in LAYOUT.objects]
-  assert seen == [ImageColor.getrgb(colour) for colour in render.PALETTE[:4]]
+  assert seen == [ImageColor.getrgb(colour) for colour in canvas.PALETTE[:4]]
 
 
 def test_walls_and_free_cells_look_different_from_each_other_and_from_objects():
@@ -103,18 +104,45 @@ def test_pictures_of_any_world_will_do():
   assert render.frames(world, STORY)[0].width > 200
 
 
-@pytest.mark.parametrize('name', ['stages', 'codes', 'switches'])
+def test_the_strip_shows_the_colour_to_go_to_and_where_a_true_subgoal_begins():
+  made = frames(begins=np.array([True, False, True, False, False]))
+  strip_left, column = 14 + 44, (render.SIZE - 44) / 5
+  middle = lambda step: int(strip_left + (step + 0.5) * column)
+  rows = range(made[-1].height)
+  going = (0, 1, 1, 2, 2)
+  for step, colour in enumerate(going):
+    seen = [made[-1].getpixel((middle(step), row)) for row in rows]
+    band = ImageColor.getrgb(canvas.PALETTE[colour])
+    assert band in seen[-60:]
+  other = frames(begins=np.array([True, False, False, False, False]))
+  unlike = [not same(a, b) for a, b in zip(made, other, strict=True)]
+  assert unlike == [False] * 2 + [True] * 4
+
+
+def test_frames_of_some_times_are_those_of_all():
+  times = render.sampled(5, 2)
+  assert times == [0, 2, 4, 5]
+  some = render.frames([pictures()[time] for time in times], STORY, times)
+  assert all(same(frames()[time], frame) for time, frame in zip(times, some, strict=True))
+
+
+@pytest.mark.parametrize('name', ['stages', 'codes', 'switches', 'begins'])
 def test_records_of_another_length_are_refused_by_name(name):
   with pytest.raises(ValueError, match=f'story.{name}: '):
     render.frames(pictures(), dataclasses.replace(STORY, **{name: getattr(STORY, name)[:-1]}))
 
 
+def test_pictures_of_other_times_than_those_named_are_refused():
+  with pytest.raises(ValueError, match='6 pictures'):
+    render.frames(pictures(), STORY, [0, 1])
+
+
 def test_a_code_is_white_at_zero_and_saturates_with_its_sign():
-  assert render._diverging(0.0) == (255, 255, 255)
-  red, blue = render._diverging(9.0), render._diverging(-9.0)
+  white, red, blue, also_red = render._diverging(np.array([0.0, 9.0, -9.0, 2.5])).tolist()
+  assert white == [255, 255, 255]
   assert red[0] > red[2]
   assert blue[0] < blue[2]
-  assert red == render._diverging(2.5)
+  assert red == also_red
 
 
 def test_an_animation_keeps_every_frame_and_its_colours():
