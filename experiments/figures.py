@@ -24,8 +24,9 @@ from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.internal_env import Frozen
 from internal_rl.training import checkpoint
 
-STAGES = ('pretrain', 'probe', 'control', 'discover', 'evaluate')
+STAGES = ('expert', 'collect', 'pretrain', 'probe', 'control', 'discover', 'evaluate')
 GATE_ROWS = 6
+FILMED = ('gridworld',)  # Worlds whose episodes `envs.render` draws.
 RECORDED = 64  # Episodes rolled out, one or two of which are shown.
 
 Results = dict[str, dict[str, Any]]
@@ -91,37 +92,39 @@ def _figures(config: common.Config, workdir: str, results: Results) -> Named:
 
 def _pretraining(result: dict[str, Any]) -> Picture:
   curve = result['curve']
+  floors = [name for name in ('bayes_nll', 'goal_nll') if name in result]
+  by_stage = [result[f'{name}_by_stage'] for name in ('nll', *floors)]
   figure = figures.pretraining(
-    curve['step'],
-    curve['eval/nll'],
-    result['bayes_nll'],
-    result['goal_nll'],
-    [result[f'{name}_by_stage'] for name in ('nll', 'bayes_nll', 'goal_nll')],
+    curve['step'], curve['eval/nll'], by_stage, *(result[name] for name in floors)
   )
-  caption = (
-    f'Held-out action loss of the base model (one seed), {result["nll"] - result["bayes_nll"]:.3f} '
-    'nats a step above its exact floor in the end. Knowing the goal would gain the distance '
-    'between the dashed and the dotted line. By stage one sees what is yet to be learnt: '
-    'which goal comes next, or how to reach it.'
+  caption = 'Held-out action loss of the base model (one seed)'
+  if floors:
+    caption += (
+      f', {result["nll"] - result["bayes_nll"]:.3f} nats a step above its exact floor in the end. '
+      'Knowing the goal would gain the distance between the dashed and the dotted line'
+    )
+  caption += (
+    '. By stage one sees what is yet to be learnt: which goal comes next, or how to reach it.'
   )
   return Picture(figures.png(figure), 'Pretraining loss', caption)
 
 
 def _probes(config: common.Config, result: dict[str, Any]) -> Picture:
   chance = 1 / len(common.environment(config).family.subgoals)
-  by_step = (result['accuracy_by_step'], result['bayes_accuracy_by_step'])
-  figure = figures.probes(result['accuracy'], result['bayes_accuracy'], chance, *by_step)
+  by_step = (result['accuracy_by_step'], result.get('bayes_accuracy_by_step'))
+  figure = figures.probes(result['accuracy'], result.get('bayes_accuracy'), chance, *by_step)
+  ceiling = 'The ceiling is what an ideal observer can know of the subgoal; '
   caption = (
-    f'One base model, {config.probe.eval_batch} held-out episodes. The ceiling is what an ideal '
-    'observer can know of the subgoal; few episodes reach the late steps on the right. Compare '
-    'Figs. 3 and A1.'
+    f'One base model, {config.probe.eval_batch} held-out episodes. '
+    f'{ceiling if "bayes_accuracy" in result else ""}few episodes reach the late steps on the '
+    'right. Compare Figs. 3 and A1.'
   )
   return Picture(figures.png(figure), 'Probe accuracy by layer', caption)
 
 
 def _controllers(result: dict[str, Any]) -> Picture:
   caption = (
-    'One low-rank controller a subgoal, trained with labels on pretraining tasks, switched by the '
+    'One linear controller a subgoal, trained with labels on pretraining tasks, switched by the '
     'ground truth; one seed a layer, bars are standard errors over episodes. Compare Fig. 4.'
   )
   figure = figures.controllers(result['layers'])
@@ -130,20 +133,20 @@ def _controllers(result: dict[str, Any]) -> Picture:
 
 def _gates(config: common.Config, workdir: str) -> Picture:
   """The selected metacontroller's gate on demonstrations that it was not trained on."""
-  expert, model = common.clean_expert(config), common.base_model(config)
+  data, model = artifacts.demonstrations(config, workdir, clean=True), common.base_model(config)
   base = artifacts.base_params(config, workdir)
   params = artifacts.metacontroller_params(config, workdir)
   key = common.key_for(config, 'gates')
 
   @jax.jit
-  def infer(base, params, key):
+  def infer(base, params, key, held_out):
     batch_key, noise_key = jax.random.split(key)
-    batch = expert.sample(batch_key, GATE_ROWS, config.data.horizon)
+    batch = data.batch(batch_key, GATE_ROWS, held_out)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     found, _ = discover.infer(config, params, base, batch, e, noise_key, 0.0, evaluating=True)
     return batch, found.beta.mean(-1)
 
-  batch, beta = jax.device_get(infer(base, params, key))
+  batch, beta = jax.device_get(infer(base, params, key, data.held_out(GATE_ROWS)))
   figure = figures.gates(
     beta, batch.subgoals, batch.segments, batch.mask, config.metacontroller.threshold
   )
@@ -187,6 +190,8 @@ def _best_runs(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _episodes(config: common.Config, workdir: str, results: Results) -> Named:
   """Animates internal RL, raw-action RL and the unsteered base on the unseen task."""
+  if config.env.kind not in FILMED:
+    return
   if 'reinforce/internal' in results:
     episodes = _internal_episodes(config, workdir, results['reinforce/internal'])
     yield from _animate(config, 'internal', 'Internal RL', episodes, both=True)

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from internal_rl.analysis.switching import widest
 from internal_rl.envs.render import PALETTE
 
 Row = Mapping[str, Any]
@@ -74,48 +75,53 @@ def png(figure: Figure) -> bytes:
 def pretraining(
   steps: Sequence[Number],
   nll: Sequence[Number],
-  bayes_nll: Number,
-  goal_nll: Number,
   by_stage: Sequence[Sequence[Number]],
+  bayes_nll: Number | None = None,
+  goal_nll: Number | None = None,
 ) -> Figure:
   """The base model's loss against the best that is possible: how much is left to learn, and where.
 
   Args:
     steps: updates at which the model was evaluated.
     nll: held-out action loss, nats a step.
-    bayes_nll: that of the Bayes predictor on the same episodes.
+    by_stage: final loss on the way to the 1st, 2nd, .. colour of a task: the model's and, where
+      there are any, the floors'.
+    bayes_nll: loss of the Bayes predictor on the same episodes; None where nobody knows it.
     goal_nll: that of the predictor that is told the goal.
-    by_stage: final loss of the three on the way to the 1st, 2nd, .. colour of a task.
   """
-  figure, (left, right, last) = _panels(3)
+  figure, (left, *right, last) = _panels(2 if bayes_nll is None else 3)
   left.plot(steps, nll, color=BLUE, label='base model')
-  left.axhline(bayes_nll, color=INK, linestyle='--', label='Bayes predictor (floor)')
-  left.axhline(goal_nll, color=MUTED, linestyle=':', label='told the goal')
   left.set(xlabel='updates', ylabel='action loss, nats a step', title='Pretraining')
-  left.set_ylim(0)
+  if bayes_nll is not None:
+    left.axhline(bayes_nll, color=INK, linestyle='--', label='Bayes predictor (floor)')
+    left.axhline(goal_nll, color=MUTED, linestyle=':', label='told the goal')
+    left.set_ylim(0)
+    last.set_ylim(0)
+    _distance(right[0], steps, np.asarray(nll, float) - bayes_nll)
   left.legend()
-  excess = np.asarray(nll, float) - bayes_nll
-  right.plot(steps, np.where(excess > 0, excess, np.nan), color=BLUE)
-  right.set_yscale('log')
-  right.set(xlabel='updates', ylabel='above the floor, nats a step', title='Distance to the floor')
   looks: Any = (
     ('o-', BLUE, 'base model'),
     ('s--', INK, 'Bayes predictor'),
     ('^:', MUTED, 'told the goal'),
   )
-  for (look, colour, label), values in zip(looks, by_stage, strict=True):
+  for (look, colour, label), values in zip(looks, by_stage, strict=False):
     last.plot(range(1, len(values) + 1), values, look, color=colour, label=label)
   last.set(xlabel='colour on the way to', ylabel='action loss, nats a step', title='By stage')
-  last.set_ylim(0)
   _integer_axis(last.xaxis)
   last.legend()
   return figure
 
 
+def _distance(axis, steps: Sequence[Number], excess: np.ndarray) -> None:
+  axis.plot(steps, np.where(excess > 0, excess, np.nan), color=BLUE)
+  axis.set_yscale('log')
+  axis.set(xlabel='updates', ylabel='above the floor, nats a step', title='Distance to the floor')
+
+
 @_styled
 def probes(
   accuracy: Sequence[Number],
-  bayes_accuracy: Number,
+  bayes_accuracy: Number | None,
   chance: Number,
   accuracy_by_step: Sequence[Sequence[Number]] | None = None,
   bayes_by_step: Sequence[Number] | None = None,
@@ -124,14 +130,16 @@ def probes(
 
   Args:
     accuracy: of each layer.
-    bayes_accuracy: of the exact Bayes belief, which no probe can beat on average.
+    bayes_accuracy: of the exact Bayes belief, which no probe can beat on average; None where nobody
+      knows it.
     chance: of a blind guess.
     accuracy_by_step: of each layer at each step of an episode, NaN where none was that long.
     bayes_by_step: of the Bayes belief at each step.
   """
   figure, axes = _panels(1 if accuracy_by_step is None else 2)
   axes[0].plot(range(len(accuracy)), accuracy, 'o-', color=BLUE, label='linear probe')
-  axes[0].axhline(bayes_accuracy, color=INK, linestyle='--', label='Bayes belief (ceiling)')
+  if bayes_accuracy is not None:
+    axes[0].axhline(bayes_accuracy, color=INK, linestyle='--', label='Bayes belief (ceiling)')
   axes[0].axhline(chance, color=MUTED, linestyle=':', label='chance')
   axes[0].set(xlabel='layer', ylabel='accuracy', title='Subgoal decoded, by layer', ylim=(0, 1))
   _integer_axis(axes[0].xaxis)
@@ -139,7 +147,8 @@ def probes(
   if accuracy_by_step is not None:
     best = int(np.argmax(accuracy))
     axes[1].plot(accuracy_by_step[best], color=BLUE, label=f'probe of layer {best}')
-    axes[1].plot(bayes_by_step or [], color=INK, linestyle='--', label='Bayes belief')
+    if bayes_by_step is not None:
+      axes[1].plot(bayes_by_step, color=INK, linestyle='--', label='Bayes belief')
     axes[1].axhline(chance, color=MUTED, linestyle=':')
     axes[1].set(xlabel='step of the episode', title='... and within an episode', ylim=(0, 1.02))
     _integer_axis(axes[1].xaxis)
@@ -212,7 +221,8 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
   """Fig. 7's form: rate against distortion over KL strengths, and where the switches fall.
 
   Args:
-    members: rows with `alpha`, `kl`, `nll`, `f1_tolerance_0`, `switches` and `true_switches`.
+    members: rows with `alpha`, `kl`, `nll`, `switches`, `true_switches` and `f1_tolerance_*`,
+      at 0 and other steps.
     base_nll: loss of the uncontrolled model, that is at rate zero.
   """
   figure, (plane, f1, count) = _panels(3, width=3.4)
@@ -232,7 +242,8 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
     plane.legend()
   plane.set(xlabel='rate: KL, nats a step', ylabel='distortion: nats a step', title='By strength α')
   _by_alpha(f1, members, 'f1_tolerance_0', 'exact', BLUE, 'o-')
-  _by_alpha(f1, members, 'f1_tolerance_1', 'within one step', MUTED, 's--')
+  field, within = widest(members[0])
+  _by_alpha(f1, members, field, f'within {within}', MUTED, 's--')
   f1.set(xlabel='KL strength α', ylabel='F1', title='Switches match subgoals', ylim=(0, 1.03))
   f1.legend()
   _by_alpha(count, members, 'switches', 'switches', BLUE, 'o-')

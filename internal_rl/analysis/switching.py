@@ -4,6 +4,8 @@ The first step of an episode is left out throughout: nothing can change there.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,13 @@ def alignment(
     switches=float(detected.sum(1).mean()),
     true_switches=float(true.sum(1).mean()),
   )
+
+
+def widest(row: Mapping[str, Any]) -> tuple[str, str]:
+  """Returns the field of a result that holds F1 at its widest tolerance, and that in words."""
+  found = (name.rpartition('_tolerance_') for name in row)
+  steps = max(int(steps) for name, _, steps in found if name == 'f1')
+  return f'f1_tolerance_{steps}', 'one step' if steps == 1 else f'{steps} steps'
 
 
 def _pairs(left: np.ndarray, right: np.ndarray, tolerance: int) -> int:

@@ -24,7 +24,7 @@ def lines(axis):
 
 def test_pretraining_shows_the_loss_its_floor_and_the_distance_between_them():
   stages = [[0.6, 0.2], [0.5, 0.1], [0.2, 0.1]]
-  left, right, last = figures.pretraining([0, 10, 20], [0.9, 0.5, 0.3], 0.26, 0.15, stages).axes
+  left, right, last = figures.pretraining([0, 10, 20], [0.9, 0.5, 0.3], stages, 0.26, 0.15).axes
   names = ('base model', 'Bayes predictor', 'told the goal')
   for name, values in zip(names, stages, strict=True):
     np.testing.assert_allclose(lines(last)[name], values)
