@@ -48,6 +48,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       finished = None  # Measured before the stages that it needs.
     logging.info('%s: %s', stage, 'starting' if finished is None else 'finished before, skipped')
     results[stage] = run_stage(config, workdir) if finished is None else finished
+  # Floors are there where the expert's action probabilities are known.
   floors = {
     name: results[stage][name]
     for stage, name in (('pretrain', 'bayes_nll'), ('probe', 'bayes_accuracy'))
@@ -57,7 +58,6 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     'base_nll': results['pretrain']['nll'],
     'probe_accuracy': results['probe']['best_accuracy'],
     **floors,
-    'expert_success': results['evaluate']['expert_success']['post_training']['success'],
     'labelled_success': results['control']['best_success'],
     'switch_f1': results['discover']['f1'],
     'prior_success': results['discover']['prior_success']['success'],

@@ -52,7 +52,9 @@ def _later(mask: Bool[Array, 'b t']) -> Bool[Array, 'b t']:
 
 
 def alignment(
-  detected: Bool[Array, 'b t'], true: Bool[Array, 'b t'], tolerance: int = 0
+  detected: Bool[Array | np.ndarray, 'b t'],
+  true: Bool[Array | np.ndarray, 'b t'],
+  tolerance: int = 0,
 ) -> Alignment:
   """Pairs detected with true switches, one to one and at most `tolerance` steps apart."""
   episodes = zip(np.asarray(detected), np.asarray(true), strict=True)

@@ -87,7 +87,7 @@ class Demonstrations:
     if fed is None:
       return self.expert.rollout(key, batch, self.horizon)
     integer = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
-    return jax.tree.map(lambda x: x.astype(jnp.int32) if integer(x) else x, fed)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if integer(x) else x.dtype), fed)
 
   def batch(self, key: Key, batch: int, fed: PyTree = None) -> Trajectories:
     """Returns the same, rendered into what models read."""
