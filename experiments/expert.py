@@ -18,9 +18,10 @@ from internal_rl.training.state import TrainState
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains, and measures success by mean action on pretraining tasks and on the unseen one."""
   started, section = time.time(), config.expert
+  env = common.environment(config)
   if not common.learns_expert(config):
     raise ValueError(f"env.kind={config.env.kind!r}: must be 'ant'; no other expert is trained")
-  ppo = common.ant().trainer(config, common.environment(config))
+  ppo = common.ant().trainer(config, env)
   tx = common.optimiser(section, gradient_steps=section.epochs * section.minibatches)
   params, statistics, guided = jax.jit(ppo.init)(common.key_for(config, 'expert', 'init'))
   state = TrainState(
