@@ -1,13 +1,13 @@
 """Ant-pinpad, at three scales.
 
-  python -m experiments.expert --config=configs/ant.py:small --workdir=runs/ant
+  python -m experiments.pipeline --config=configs/ant.py:small --workdir=runs/ant
 
 'paper' is App. A.2 and C of the paper; 'small' hours on one CPU core or minutes of GPU; 'smoke'
 seconds, to see that everything runs. Every field can be overridden from the command line,
 `--config.expert.batch=256`. The world is the same at every scale: it is as small as the paper's.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import stage
 
@@ -19,7 +19,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
 
 
 def _paper() -> ConfigDict:
-  """App. A.2 and C, Table A3."""
+  """App. A.2 and C, Tables A3, A5, A8, A10, A14 and A15."""
   config = ConfigDict()
   config.preset = 'paper'
   config.seed = 0
@@ -79,19 +79,179 @@ def _paper() -> ConfigDict:
       'failure': 10.0,
     }
   )
+  # Demonstrations are read from what `collect` left in data.directory, or else in the workdir.
+  config.data = ConfigDict(
+    {
+      'directory': '',
+      'horizon': 500,
+      'episodes': 102_400,  # [open]
+      'episodes_per_shard': 1024,  # The first shard is held out.
+      'collect_batch': 1024,  # Episodes side by side.
+    }
+  )
+  config.model = ConfigDict(
+    {
+      'kind': 'hawk',
+      'width': 256,
+      'num_blocks': 8,
+      'num_heads': 8,
+      'mlp_width': 512,
+      'activation': 'relu',
+      'norm': 'rms',
+      'relative_buckets': 32,  # Of a transformer.
+      'init_scale': 0.1,
+      'embedding_scale': config_dict.placeholder(float),  # None: init_scale
+      'controlled_layer': 4,
+      'observation_likelihood': 'gaussian',  # [open]
+      'min_log_std': -5.0,  # [open] of actions and of observations
+      'dtype': 'float32',
+      'remat': False,
+    }
+  )
+  config.pretrain = stage.section(
+    steps=204_800,
+    batch=512,
+    learning_rate=3e-4,
+    weight_decay=0.03,
+    updates_per_call=20,
+    eval_every=2000,
+    checkpoint_every=2000,
+  )
+  config.pretrain.observation_weight = 10.0  # lambda of Eq. 5
+  config.probe = stage.section(steps=8000, batch=512, learning_rate=1e-3, updates_per_call=20)
+  config.control = stage.section(
+    steps=3200, batch=256, learning_rate=3e-4, weight_decay=0.03, updates_per_call=20
+  )
+  config.control.kind = 'full'
+  config.control.rank = 16  # Of kind 'low_rank'.
+  config.control.layers = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+  config.metacontroller = ConfigDict(
+    {
+      'code_size': 8,
+      'encoder_hidden': 64,
+      'decoder_hidden': 32,
+      'history_size': 32,
+      'embedding_size': 32,
+      'embedder_blocks': 1,
+      'summary': 'last',
+      'switch_hidden': 32,
+      'switch_bias': 0.0,
+      'first_gate': 'open',
+      'threshold': 0.5,
+      'temperature': 1.0,
+      'controller': 'full',
+      'rank': 16,  # Of the controller 'low_rank'.
+      'controller_scale': 0.1,
+      'normalise': True,
+    }
+  )
+  config.discover = stage.section(
+    steps=32_000,
+    batch=128,
+    learning_rate=3e-4,
+    weight_decay=0.03,
+    updates_per_call=20,
+    eval_every=2000,
+    eval_batch=128,
+    checkpoint_every=2000,
+  )
+  config.discover.alphas = (0.0, 0.05, 0.1, 0.17, 0.3, 0.5, 1.0)
+  config.discover.seeds = 1
+  config.discover.tolerances = (0, 10)  # Steps: half a second.
+  config.discover.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
+  config.discover.kl_weight = 'all'  # [open] or 'gated'
+  # [open] alpha is 0 for so many updates, then grows linearly to its value over so many more.
+  config.discover.alpha_delay = 0
+  config.discover.alpha_ramp = 0
+  config.discover.hard_steps = 0  # [open] last updates, with the gate thresholded
+  config.policy = ConfigDict(
+    {
+      'width': 256,
+      'mlp_width': 512,
+      'num_heads': 8,
+      'initial_std': 1.0,
+      'normalise': True,
+    }
+  )
+  config.reinforce = stage.section(
+    steps=51_200,
+    batch=256,
+    eval_every=1000,
+    eval_batch=256,
+    checkpoint_every=1000,
+    updates_per_call=10,
+  )
+  del config.reinforce.learning_rate
+  config.reinforce.learning_rates = (3e-5,)  # one run each; the paper scans 3e-6 to 3e-4
+  config.reinforce.raw_learning_rates = (3e-5,)
+  config.reinforce.seeds = 1
+  config.reinforce.time_limit = 500
+  config.reinforce.max_decisions = 100
+  config.reinforce.epochs = 1  # [open]
+  config.reinforce.minibatches = 1  # [open]
+  config.reinforce.clip = 0.2  # [open]
+  config.reinforce.entropy_coefficient = 0.0
+  config.evaluate = ConfigDict({'episodes': 1000, 'batch': 250})
   return config
 
 
 def _small(config: ConfigDict) -> None:
-  """The same world and expert, for one CPU core."""
+  """The same world and expert, and models that two CPU cores train in hours."""
   config.expert.update(
     steps=8000, batch=128, eval_every=200, eval_batch=128, checkpoint_every=100, width=128, depth=2
+  )
+  config.data.update(episodes=8192, episodes_per_shard=512, collect_batch=128)
+  config.model.update(
+    width=64, num_blocks=4, num_heads=4, mlp_width=128, controlled_layer=2, embedding_scale=0.9
+  )
+  config.pretrain.update(
+    steps=10_000,
+    batch=32,
+    learning_rate=1e-3,
+    schedule='cosine',
+    warmup_steps=200,
+    clip_norm=1.0,
+    eval_every=500,
+    eval_batch=128,
+    checkpoint_every=500,
+  )
+  config.probe.update(steps=1000, batch=32, learning_rate=3e-3, eval_batch=256)
+  config.control.update(
+    steps=1000, batch=32, learning_rate=1e-3, eval_batch=256, layers=(0, 1, 2, 3, 4)
+  )
+  config.discover.update(
+    steps=4000,
+    batch=32,
+    learning_rate=1e-3,
+    schedule='cosine',
+    warmup_steps=100,
+    clip_norm=1.0,
+    weight_decay=0.0,
+    alphas=(0.05, 0.1, 0.17),
+    alpha_delay=400,
+    alpha_ramp=800,
+    hard_steps=800,
+    eval_every=500,
+    checkpoint_every=500,
+  )
+  config.policy.update(width=64, mlp_width=128, num_heads=4)
+  config.reinforce.update(
+    steps=200,
+    batch=256,
+    learning_rates=(3e-4, 1e-3),
+    raw_learning_rates=(3e-5, 1e-4),
+    epochs=4,
+    minibatches=4,
+    eval_every=20,
+    checkpoint_every=10,
+    updates_per_call=2,
   )
 
 
 def _smoke(config: ConfigDict) -> None:
-  """Everything once, in seconds; the numbers mean nothing."""
-  config.env.time_limit = 4
+  """Everything once; the numbers mean nothing. Cells so small that an untrained ant gets around."""
+  _small(config)
+  config.env.update(grid_size=2, num_objects=2, time_limit=16, family='two_colours', cell_size=0.1)
   config.expert.update(
     steps=2,
     batch=4,
@@ -105,3 +265,15 @@ def _smoke(config: ConfigDict) -> None:
     epochs=2,
     minibatches=2,
   )
+  config.data.update(horizon=16, episodes=32, episodes_per_shard=16, collect_batch=32)
+  config.model.update(width=16, num_blocks=2, num_heads=2, mlp_width=16, controlled_layer=1)
+  config.policy.update(width=16, mlp_width=16, num_heads=2)
+  tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
+  for name in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
+    config[name].update(tiny, warmup_steps=1)
+  config.control.update(layers=(1,))
+  config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
+  config.reinforce.update(
+    minibatches=2, epochs=2, time_limit=16, learning_rates=(1e-3,), raw_learning_rates=(1e-3,)
+  )
+  config.evaluate.update(episodes=16, batch=16)

@@ -41,7 +41,13 @@ def _paper() -> ConfigDict:
   config.expert = ConfigDict({'epsilon': 0.0})
   # Demonstrations are generated inside the update, or read from a directory that `collect` made.
   config.data = ConfigDict(
-    {'directory': '', 'horizon': 72, 'episodes': 100_000, 'episodes_per_shard': 10_000}
+    {
+      'directory': '',
+      'horizon': 72,
+      'episodes': 100_000,
+      'episodes_per_shard': 10_000,
+      'collect_batch': 1000,  # Episodes side by side.
+    }
   )
   config.model = ConfigDict(
     {
@@ -105,6 +111,7 @@ def _paper() -> ConfigDict:
   )
   config.discover.alphas = (0.0, 0.05, 0.1, 0.17, 0.3, 0.5, 1.0)
   config.discover.seeds = 1
+  config.discover.tolerances = (0, 1)  # Steps, within which a switch counts as aligned.
   config.discover.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
   config.discover.kl_weight = 'all'  # [open] or 'gated'
   # [open] alpha is 0 for so many updates, then grows linearly to its value over so many more.
@@ -250,5 +257,5 @@ def _smoke(config: ConfigDict) -> None:
   config.control.update(layers=(0, 1))
   config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
   config.reinforce.update(minibatches=2, epochs=2)
-  config.data.update(episodes=32, episodes_per_shard=16)
+  config.data.update(episodes=32, episodes_per_shard=16, collect_batch=8)
   config.evaluate.update(episodes=16, batch=16, floor_episodes=16)

@@ -14,7 +14,10 @@ import jax
 import numpy as np
 from absl import logging
 
+from experiments import common
 from experiments.common import Config
+from internal_rl.data.demonstrations import Demonstrations
+from internal_rl.envs.environment import Pinpad
 from internal_rl.training import checkpoint
 from internal_rl.types import Params
 
@@ -23,6 +26,7 @@ _DISCOVERY = (*_BASE, 'metacontroller', 'discover')
 # The sections of the config that decide what a stage ends in.
 SECTIONS = {
   'expert': ('env', 'expert'),
+  'collect': ('env', 'expert', 'data'),
   'pretrain': _BASE,
   'probe': (*_BASE, 'probe'),
   'control': (*_BASE, 'control'),
@@ -31,10 +35,10 @@ SECTIONS = {
   'reinforce/raw': (*_BASE, 'reinforce'),
   'evaluate': (*_DISCOVERY, 'evaluate'),
 }
-# May change between runs: how often to look, and where data are; a stage that is under way knows
-# its store by the checksum.
+# May change between runs: how often and how closely to look, and where data are; a stage that is
+# under way knows its store by the checksum.
 _FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call'}
-_FREE |= {'directory', 'episodes', 'episodes_per_shard'}
+_FREE |= {'directory', 'episodes', 'episodes_per_shard', 'collect_batch', 'tolerances'}
 # One run each: a single run does not depend on which others there are.
 _AXES = {'layers', 'learning_rates', 'raw_learning_rates', 'seeds'}
 
@@ -75,6 +79,43 @@ def config_flags(config: Config) -> list[str]:
       if value != preset[name]
     ),
   ]
+
+
+def expert(config: Config, workdir: str, clean: bool = False, env: Pinpad | None = None) -> Any:
+  """Returns `common.expert`; one that is trained is restored, or says which command trains it."""
+  params: Params = None
+  if common.learns_expert(config):
+    params = checkpoint.restore_params(
+      stage_dir(workdir, 'expert'),
+      expect=fingerprint(config, 'expert'),
+      hint='run: ' + command(config, workdir, 'expert'),
+    )
+  return common.expert(config, clean, env, params)
+
+
+def data_dir(config: Config, workdir: str) -> str:
+  """Returns where collected demonstrations lie, by default in the workdir."""
+  return os.path.expanduser(config.data.directory) or stage_dir(workdir, 'data')
+
+
+def demonstrations(config: Config, workdir: str, clean: bool = False) -> Demonstrations:
+  """Returns the source of `D`, or of `D*`.
+
+  They are read from a store where `data.directory` names one, and where the expert is trained.
+
+  Raises:
+    FileNotFoundError: there is no store; says which command collects one.
+    ValueError: it was collected otherwise.
+  """
+  source = Demonstrations(common.expert(config, clean), config.data.horizon)
+  if not (config.data.directory or common.learns_expert(config)):
+    return source
+  directory = os.path.join(data_dir(config, workdir), common.STORES[clean])
+  try:
+    return source.opened(directory, common.described(source))
+  except FileNotFoundError as error:
+    again = command(config, workdir, 'collect')
+    raise FileNotFoundError(f'{error}; run: {again}') from error
 
 
 def base_params(config: Config, workdir: str) -> Params:

@@ -47,7 +47,8 @@ PREFIX_LENGTHS = 4
 
 def shapes(config: common.Config, batch: int) -> dict[str, Any]:
   """Returns what a rival is told, so that it does the same work."""
-  env, model = common.environment(config), config.model
+  env: Any = common.environment(config)
+  model = config.model
   return {
     'batch': batch,
     'env_steps': env.time_limit,
@@ -146,7 +147,7 @@ def pretrain_update(config: common.Config, batch: int) -> Cases:
 def discover_update(config: common.Config, batch: int) -> Cases:
   """One update of the population on demonstrations at hand; each member's transitions count."""
   section, model = config.discover, common.base_model(config)
-  tx, demonstrator = common.optimiser(section), common.clean_expert(config)
+  tx, demonstrator = common.optimiser(section), common.expert(config, clean=True)
   base = _base_params(config)
   members = len(section.alphas) * section.seeds
   alphas = jnp.repeat(jnp.array(section.alphas, jnp.float32), section.seeds)

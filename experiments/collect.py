@@ -1,10 +1,10 @@
-"""Demonstrates the pretraining tasks and stores the trajectories on disk (App. C.1).
+"""Demonstrates the pretraining tasks and stores the successful trajectories on disk (App. C.1).
 
-  python -m experiments.collect --config=configs/gridworld.py:quickstart --workdir=data/quickstart
+  python -m experiments.collect --config=configs/ant.py:small --workdir=runs/ant
 
-The gridworld's stages generate demonstrations as they train, unless
-`--config.data.directory=data/quickstart` makes them read these. `D` follows the
-expert with its noise, and `D_star` without.
+Writes `D`, which follows the expert with its noise, and `D_star`, without, into `data.directory`,
+or into `data` in the workdir. The ant's stages read them there. The gridworld's generate
+demonstrations as they train, unless `--config.data.directory=...` makes them read a store.
 """
 
 import functools
@@ -13,10 +13,12 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments import artifacts, common
 from internal_rl.data.collect import collect
 from internal_rl.data.dataset import Dataset
+from internal_rl.data.demonstrations import Demonstrations
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -27,21 +29,31 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       f'data.episodes={section.episodes}: must be a multiple of data.episodes_per_shard '
       f'({section.episodes_per_shard})'
     )
-  values: dict[str, Any] = {}
-  for clean, name in common.STORES.items():
-    source = common.demonstrator(config, clean)
-    rollout = functools.partial(
-      source.expert.rollout, batch=section.episodes_per_shard, horizon=source.horizon
-    )
-    directory = os.path.join(workdir, name)
-    num_shards = section.episodes // section.episodes_per_shard
+  values = {
+    name: _store(config, workdir, clean, os.path.join(artifacts.data_dir(config, workdir), name))
+    for clean, name in common.STORES.items()
+  }
+  return artifacts.write_result(config, workdir, 'collect', values, started)
+
+
+def _store(config: common.Config, workdir: str, clean: bool, directory: str) -> dict[str, int]:
+  section = config.data
+  source = Demonstrations(artifacts.expert(config, workdir, clean), section.horizon)
+  rollout = jax.jit(lambda expert, key: expert.rollout(key, section.collect_batch, section.horizon))
+  collect(
+    directory,
+    functools.partial(rollout, source.expert),
+    num_shards=section.episodes // section.episodes_per_shard,
     # Two seeds: without noise, the same one would give the same episodes twice.
-    seed = 2 * config.seed + clean
-    collect(directory, jax.jit(rollout), num_shards, seed, common.described(source))
-    dataset = Dataset.open(directory)
-    dataset.verify()
-    values[name] = {'episodes': len(dataset)}
-  return artifacts.write_result(config, workdir, '', values, started)
+    seed=2 * config.seed + clean,
+    config={**common.described(source), 'collect_batch': section.collect_batch},
+    keep=lambda episodes: np.asarray(episodes.mask)[:, 0],
+    size=section.episodes_per_shard,
+  )
+  store = Dataset.open(directory)
+  store.verify()
+  failed = sum(shard['failed'] for shard in store.manifest['shards'])
+  return {'episodes': len(store), 'failed': failed}
 
 
 if __name__ == '__main__':

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
 import time
+import types
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,24 +16,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
+from flax import linen as nn
 from ml_collections import ConfigDict as Config
 from ml_collections import config_flags
 
 from internal_rl.data.demonstrations import Demonstrations
-from internal_rl.envs.environment import Environment
+from internal_rl.envs.environment import Environment, Pinpad
 from internal_rl.envs.gridworld import Gridworld
 from internal_rl.envs.tasks import FAMILIES, TaskFamily
 from internal_rl.experts.gridworld import GridworldExpert
 from internal_rl.metacontroller.metacontroller import Metacontroller
-from internal_rl.models.heads import BernoulliHead, CategoricalGridHead, CategoricalHead
+from internal_rl.models.heads import (
+  BernoulliHead,
+  CategoricalGridHead,
+  CategoricalHead,
+  GaussianHead,
+)
 from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.policy import CodePolicy
 from internal_rl.rl.rollout import InternalRollout
 from internal_rl.training import loop
 from internal_rl.training import state as state_lib
-from internal_rl.types import Key
+from internal_rl.training.checkpoint import checksums
+from internal_rl.types import Key, Params
 
 Run = Callable[[Config, str], Mapping[str, Any]]
+KINDS = ('gridworld', 'ant')
 STORES = {False: 'D', True: 'D_star'}
 SECONDS = 'seconds.jsonl'
 
@@ -83,20 +93,43 @@ def _is_ours(record) -> bool:
 # From config to objects.
 
 
-def environment(config: Config, task_names: tuple[str, ...] = (), time_limit: int = 0) -> Gridworld:
+def environment(config: Config, task_names: tuple[str, ...] = (), time_limit: int = 0) -> Pinpad:
   """Returns the world, with its pretraining tasks unless others are named."""
-  if config.env.kind != 'gridworld':
-    raise ValueError(f"env.kind={config.env.kind!r}: must be 'gridworld'")
-  env = Gridworld(
-    grid_size=config.env.grid_size,
-    num_objects=config.env.num_objects,
-    num_walls=config.env.num_walls,
-    time_limit=time_limit or config.env.time_limit,
-    family=family(config),
-    task_names=task_names,
-  )
+  if config.env.kind not in KINDS:
+    raise ValueError(f'env.kind={config.env.kind!r}: must be one of {", ".join(KINDS)}')
+  if config.env.kind == 'ant':
+    env: Any = ant().environment(config, task_names, time_limit)
+  else:
+    env = Gridworld(**shared_fields(config, task_names, time_limit))
   require_solvable(env)
   return env
+
+
+def shared_fields(config: Config, task_names: tuple[str, ...], time_limit: int) -> dict[str, Any]:
+  """Returns the fields that all worlds have."""
+  section = config.env
+  return {
+    'grid_size': section.grid_size,
+    'num_objects': section.num_objects,
+    'num_walls': section.num_walls,
+    'time_limit': time_limit or section.time_limit,
+    'family': family(config),
+    'task_names': task_names,
+  }
+
+
+def ant() -> types.ModuleType:
+  """Returns `experiments.ant`, whose libraries nothing but the ant needs.
+
+  Raises:
+    ModuleNotFoundError: naming the extra that brings them.
+  """
+  try:
+    return importlib.import_module('experiments.ant')
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"env.kind='ant' needs {error.name}; run: pip install -e '.[ant]'", name=error.name
+    ) from error
 
 
 def family(config: Config) -> TaskFamily:
@@ -121,52 +154,58 @@ def require_solvable(env: Any) -> None:
     )
 
 
-def post_training_environment(config: Config) -> Gridworld:
+def post_training_environment(config: Config) -> Pinpad:
   """Returns the world with the one task that no demonstration solves."""
   task = family(config).post_training
   return environment(config, (task,), config.reinforce.time_limit)
 
 
-def expert(config: Config) -> GridworldExpert:
-  """Returns the demonstrator of the pretraining tasks."""
-  return GridworldExpert(environment(config), config.expert.epsilon)
+def learns_expert(config: Config) -> bool:
+  """Whether the world's expert is trained, and so its demonstrations collected before training."""
+  return config.env.kind == 'ant'
 
 
-def clean_expert(config: Config) -> GridworldExpert:
-  """Returns the demonstrator of `D*`, on which controllers are trained: no noise (App. C.1.1)."""
-  return GridworldExpert(environment(config), 0.0)
+def expert(
+  config: Config, clean: bool = False, env: Pinpad | None = None, params: Params = None
+) -> Any:
+  """Returns the demonstrator of `D`, or, clean, of `D*`, which has no noise (App. C.1.1).
 
-
-def demonstrator(config: Config, clean: bool = False) -> Demonstrations:
-  """Returns what generates `D`, or `D*`."""
-  return Demonstrations(clean_expert(config) if clean else expert(config), config.data.horizon)
-
-
-def demonstrations(config: Config, clean: bool = False) -> Demonstrations:
-  """Returns the source of `D`, or of `D*`: the store in `data.directory` if one is named."""
-  source, directory = demonstrator(config, clean), config.data.directory
-  if not directory:
-    return source
-  return source.opened(os.path.join(directory, STORES[clean]), described(source))
+  Args:
+    config: the whole config.
+    clean: of `D*`, on which controllers are trained.
+    env: the world, by default with the pretraining tasks.
+    params: what a trained expert has learnt; without, it only renders what is stored.
+  """
+  env = environment(config) if env is None else env
+  if isinstance(env, Gridworld):
+    return GridworldExpert(env, 0.0 if clean else config.expert.epsilon)
+  return ant().expert(config, env, params, noisy=not clean)
 
 
 def described(source: Demonstrations) -> dict[str, Any]:
-  """Returns what a store records of how it was made."""
-  env = dataclasses.asdict(source.expert.env)
-  return json.loads(
-    json.dumps({'env': env, 'epsilon': source.expert.epsilon, 'horizon': source.horizon})
-  )
+  """Returns what a store records of how it was made, as JSON."""
+  record = {**source.expert.description, 'horizon': source.horizon}
+  if (learnt := getattr(source.expert, 'params', None)) is not None:
+    record['params'] = checksums(learnt)
+  return json.loads(json.dumps(record))
 
 
 def base_model(config: Config) -> SequenceModel:
   """Returns the base sequence model."""
   env, model = environment(config), config.model
-  observation_heads = {
-    'categorical': lambda: CategoricalGridHead(
-      env.grid_size**2, env.num_channels, init_scale=model.init_scale
-    ),
-    'bernoulli': lambda: BernoulliHead(env.observation_size, init_scale=model.init_scale),
-  }
+  head: dict[str, Any] = {'init_scale': model.init_scale}
+  observation_heads: dict[str, Callable[[], nn.Module]]
+  if isinstance(env, Gridworld):
+    action_head: nn.Module = CategoricalHead(env.num_actions, **head)
+    cells, channels = env.grid_size**2, env.num_channels
+    observation_heads = {
+      'categorical': lambda: CategoricalGridHead(cells, channels, **head),
+      'bernoulli': lambda: BernoulliHead(env.observation_size, **head),
+    }
+  else:
+    head |= {'min_log_std': model.min_log_std}
+    action_head = GaussianHead(env.num_actions, **head)
+    observation_heads = {'gaussian': lambda: GaussianHead(env.observation_size, **head)}
   if model.observation_likelihood not in observation_heads:
     raise ValueError(
       f'model.observation_likelihood={model.observation_likelihood!r}: must be one of '
@@ -187,7 +226,7 @@ def base_model(config: Config) -> SequenceModel:
     controlled_layer=model.controlled_layer,
     dtype=jnp.dtype(model.dtype),
     remat=model.remat,
-    action_head=CategoricalHead(env.num_actions, init_scale=model.init_scale),
+    action_head=action_head,
     observation_head=observation_heads[model.observation_likelihood]() if predicts else None,
   )
 
@@ -259,22 +298,41 @@ def success_rate(
   """Runs batches of episodes until there are `episodes`, and counts successes.
 
   Returns:
-    `success`, the share; `low` and `high`, its 95 % Wilson interval, which does not shrink to
-    nothing where none succeeds; `error`, its standard error; `progress`, colours visited.
+    What `share` does; `progress`, colours visited; and where a simulation can blow up, `diverged`,
+    the share of episodes that ended so.
   """
   batches = [run(k) for k in jax.random.split(key, -(-episodes // batch))]
-  returns = np.concatenate([np.asarray(found.returns) for found in batches])
-  progress = np.mean([np.mean(found.final.progress.stage) for found in batches])
-  n, share, z = len(returns), float(returns.mean()), 1.96
-  centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-  half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+  found = lambda get: np.concatenate([np.asarray(get(row)) for row in batches])
+  outcome = share(found(lambda row: row.returns))
+  outcome['progress'] = _mean(found(lambda row: row.final.progress.stage))
+  if hasattr(batches[0].final, 'diverged'):
+    outcome['diverged'] = _mean(found(lambda row: row.final.diverged))
+  return outcome
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(values.mean()) if len(values) else 0.0
+
+
+def share(successes: np.ndarray) -> dict[str, float]:
+  """Returns how many of some episodes succeeded.
+
+  Args:
+    successes: 1 or 0 an episode; there may be none.
+
+  Returns:
+    `success`, the share; `low` and `high`, its 95 % Wilson interval, which does not shrink to
+    nothing where none succeeds; `error`, its standard error; `episodes`.
+  """
+  n, z, mean = max(len(successes), 1), 1.96, _mean(successes)
+  centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+  half = z / (1 + z**2 / n) * np.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
   return {
-    'success': share,
+    'success': mean,
     'low': float(centre - half),
     'high': float(centre + half),
-    'error': float(np.sqrt(share * (1 - share) / n)),
-    'progress': float(progress),
-    'episodes': n,
+    'error': float(np.sqrt(mean * (1 - mean) / n)),
+    'episodes': len(successes),
   }
 
 

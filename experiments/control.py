@@ -36,7 +36,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
 def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[str, Any]:
   section = config.control
-  data = common.demonstrations(config, clean=True)
+  data = artifacts.demonstrations(config, workdir, clean=True)
   model, tx = common.base_model(config), common.optimiser(section)
   num_subgoals = len(data.expert.env.family.subgoals)
   controller = Controller(config.model.width, num_subgoals, section.kind, section.rank)
@@ -54,7 +54,7 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
   key = common.key_for(config, 'control', layer, 'train')
-  example = data.batch(jax.random.key(0), 1)
+  example = data.example()
   params = controller.init(
     common.key_for(config, 'control', layer, 'init'),
     one_hot(example.subgoals),
@@ -70,7 +70,9 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     fingerprint=artifacts.fingerprint(config, 'control', layer=layer) | data.fingerprint,
   )
   row: dict[str, Any] = {'layer': layer}
-  batch = data.batch(common.key_for(config, 'control', layer, 'nll'), section.eval_batch)
+  held_out = data.held_out(section.eval_batch)
+  key = common.key_for(config, 'control', layer, 'nll')
+  batch = data.batch(key, section.eval_batch, held_out)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
   for env, names in (
     (common.environment(config), ['pretraining']),

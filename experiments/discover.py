@@ -18,6 +18,7 @@ from absl import logging
 
 from experiments import artifacts, common
 from internal_rl.analysis import switching
+from internal_rl.data.demonstrations import Demonstrations
 from internal_rl.metacontroller import loss as loss_lib
 from internal_rl.metacontroller.metacontroller import Codes, Metacontroller
 from internal_rl.models.sequence_model import SequenceModel
@@ -63,12 +64,14 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   for field in ('alphas', 'seeds'):
     if not section[field]:
       raise ValueError(f'discover.{field}={section[field]!r}: name at least one')
-  data = common.demonstrations(config, clean=True)
+  if 0 not in section.tolerances:
+    raise ValueError(f'discover.tolerances={section.tolerances}: 0 must be among them')
+  data = artifacts.demonstrations(config, workdir, clean=True)
   model, tx = common.base_model(config), common.optimiser(section)
   module, base = common.metacontroller(config), artifacts.base_params(config, workdir)
   members = list(itertools.product(section.alphas, range(section.seeds)))
   lower = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.lower)
-  example = data.batch(jax.random.key(0), 1)
+  example = data.example()
   e = lower(base, example)
 
   def create(key, alpha):
@@ -101,9 +104,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
     return jax.vmap(member)(population, keys)
 
-  def evaluate(population, base, key):
+  def evaluate(population, base, key, held_out=None):
     batch_key, noise_key = jax.random.split(key)
-    batch = data.batch(batch_key, section.eval_batch)
+    batch = data.batch(batch_key, section.eval_batch, held_out)
     e = lower(base, batch)
     one = lambda state: measure(config, state.params, base, batch, e, noise_key)[0]
     return jax.vmap(one)(population)
@@ -117,10 +120,11 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     frozen=base,
     evaluate=evaluate,
     feed=data.feed(config.seed, section.batch),
+    held_out=data.held_out(section.eval_batch),
     fingerprint=artifacts.fingerprint(config, 'discover') | data.fingerprint,
   )
   params_of = lambda i: jax.tree.map(lambda x: x[i], population.params)
-  held_out, prior_success = _held_out(config, base), _prior_success(config, base)
+  held_out, prior_success = _held_out(config, data, base), _prior_success(config, base)
   rows = [
     {
       'alpha': alpha,
@@ -177,23 +181,24 @@ def measure(
   return row, detected, true
 
 
-def _held_out(config: common.Config, base: Params) -> Callable[[Params], dict[str, float]]:
+def _held_out(
+  config: common.Config, data: Demonstrations, base: Params
+) -> Callable[[Params], dict[str, float]]:
   """Returns what measures a metacontroller on held-out layouts; compiles once for all of them."""
-  data = common.demonstrations(config, clean=True)
-  model = common.base_model(config)
+  model, episodes = common.base_model(config), data.held_out(config.evaluate.batch)
 
   @jax.jit
-  def measured_on(params, base, key):
+  def measured_on(params, base, key, episodes):
     batch_key, noise_key = jax.random.split(key)
-    batch = data.batch(batch_key, config.evaluate.batch)
+    batch = data.batch(batch_key, config.evaluate.batch, episodes)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     return measure(config, params, base, batch, e, noise_key)
 
   def held_out(params: Params) -> dict[str, float]:
     key = common.key_for(config, 'discover', 'final')
-    measured, detected, true = jax.device_get(measured_on(params, base, key))
+    measured, detected, true = jax.device_get(measured_on(params, base, key, episodes))
     row = {name: float(value) for name, value in measured.items()}
-    for tolerance in (0, 1):
+    for tolerance in config.discover.tolerances:
       found = switching.alignment(detected, true, tolerance)
       for name in ('precision', 'recall', 'f1'):
         row[f'{name}_tolerance_{tolerance}'] = getattr(found, name)

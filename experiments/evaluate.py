@@ -9,61 +9,117 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 
 from experiments import artifacts, common, discover
 from internal_rl.analysis import bayes, codes
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.envs import pinpad
-from internal_rl.experts.gridworld import GridworldExpert
+from internal_rl.envs.environment import Pinpad
 from internal_rl.metacontroller.metacontroller import Metacontroller
 from internal_rl.models.sequence_model import SequenceModel
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
-  """Writes floors, success of the unsteered base, and the codes' meaning and replay."""
-  started = time.time()
-  base = artifacts.base_params(config, workdir)
-  params = artifacts.metacontroller_params(config, workdir)
-  key = common.key_for(config, 'evaluate')
-  expert = common.expert(config)
-  episodes = expert.rollout(key, config.evaluate.floor_episodes, config.data.horizon)
-  worlds = {
-    'pretraining': common.environment(config),
-    'post_training': common.post_training_environment(config),
-  }
-  values = {
-    'floors': dataclasses.asdict(bayes.floors(expert, episodes)),
-    'base_success': {name: _base_success(config, base, env) for name, env in worlds.items()},
-    'replay_success': {
-      name: _replay_success(config, base, params, env) for name, env in worlds.items()
-    },
-    'code_meaning': _code_meaning(config, base, params),
-  }
+  """Writes every part whose stages are finished, and the names of the parts that are missing.
+
+  Raises:
+    FileNotFoundError: none is; names a command to run.
+  """
+  started, values = time.time(), dict[str, Any]()
+  missing: dict[str, FileNotFoundError] = {}
+  for name, measure in PARTS.items():
+    try:
+      values[name] = measure(config, workdir)
+    except FileNotFoundError as error:
+      logging.warning('evaluate: no %s: %s', name, error)
+      missing[name] = error
+  if not any(values.values()):
+    raise next(iter(missing.values()))
+  values['missing'] = list(missing)
   return artifacts.write_result(config, workdir, 'evaluate', values, started)
 
 
-def _base_success(config, base, env) -> dict[str, float]:
-  """Success of actions sampled from the base model alone: practically 0, says the main text."""
-  rollout = BaseRollout(env, common.base_model(config))
-  tasks = common.task_batch(env, config.evaluate.batch)
-  episodes = jax.jit(lambda base, key: rollout(base, key, tasks))
-  return common.success_rate(
-    lambda k: episodes(base, k),
-    common.key_for(config, 'base'),
-    config.evaluate.episodes,
-    config.evaluate.batch,
+def _worlds(config: common.Config) -> dict[str, Pinpad]:
+  return {
+    'pretraining': common.environment(config),
+    'post_training': common.post_training_environment(config),
+  }
+
+
+def _success(config: common.Config, stream: str, run) -> dict[str, float]:
+  """Success over `evaluate.episodes` episodes; `run` takes a key and runs `evaluate.batch`."""
+  section = config.evaluate
+  key = common.key_for(config, stream)
+  return common.success_rate(run, key, section.episodes, section.batch)
+
+
+def _floors(config: common.Config, workdir: str) -> dict[str, Any]:
+  """The exact floors of an expert whose action probabilities are known; nothing of any other."""
+  del workdir
+  if common.learns_expert(config):
+    return {}
+  expert = common.expert(config)
+  episodes = expert.rollout(
+    common.key_for(config, 'evaluate'), config.evaluate.floor_episodes, config.data.horizon
   )
+  return dataclasses.asdict(bayes.floors(expert, episodes))
 
 
-def _replay_success(config, base, params, env) -> dict[str, float]:
+def _expert_success(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Success of the expert without noise: what Fig. 8 calls 1."""
+  section, found = config.evaluate, {}
+  for name, env in _worlds(config).items():
+    expert = artifacts.expert(config, workdir, clean=True, env=env)
+    play = jax.jit(lambda expert, key: expert.rollout(key, section.batch).mask[:, 0])
+    keys = jax.random.split(
+      common.key_for(config, 'expert success'), -(-section.episodes // section.batch)
+    )
+    found[name] = common.share(np.concatenate([play(expert, key) for key in keys]))
+    logging.info('expert, %s tasks: %s', name.replace('_', '-'), found[name])
+  return found
+
+
+def _base_success(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Success of actions sampled from the base model alone: practically 0, says the main text."""
+  base = artifacts.base_params(config, workdir)
+
+  def measure(env: Pinpad) -> dict[str, float]:
+    rollout = BaseRollout(env, common.base_model(config))
+    tasks = common.task_batch(env, config.evaluate.batch)
+    episodes = jax.jit(lambda base, key: rollout(base, key, tasks))
+    return _success(config, 'base', lambda key: episodes(base, key))
+
+  return {name: measure(env) for name, env in _worlds(config).items()}
+
+
+def _replay_success(config: common.Config, workdir: str) -> dict[str, Any]:
   """Success when the codes inferred from a demonstration are replayed with oracle switching."""
+  base = artifacts.base_params(config, workdir)
+  params = artifacts.metacontroller_params(config, workdir)
+  found = {}
+  for name, env in _worlds(config).items():
+    expert = artifacts.expert(config, workdir, clean=True, env=env)
+    replay = _replay(config, env)
+
+    def demonstrated(key, replay=replay, expert=expert):
+      # Where the expert fails there is nothing to replay.
+      episodes, successful = replay(expert, base, params, key)
+      return jax.tree.map(lambda x: x[np.asarray(successful)], episodes)
+
+    found[name] = _success(config, 'replay', demonstrated)
+  return found
+
+
+def _replay(config: common.Config, env: Pinpad):
+  """Returns `(expert, base, codes, key) -> (episodes, which of them had a demonstration)`."""
   model, module = common.base_model(config), common.metacontroller(config)
-  expert = GridworldExpert(env)
   rollout = BaseRollout(env, model)
 
   @jax.jit
-  def replay(base, params, key):
-    demonstration_key, code_key, action_key = jax.random.split(key, 3)
+  def replay(expert, base, params, key):
+    demonstration_key, code_key, start_key, action_key = jax.random.split(key, 4)
     episodes = expert.rollout(demonstration_key, config.evaluate.batch)
     batch = expert.observations(episodes)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
@@ -77,27 +133,26 @@ def _replay_success(config, base, params, env) -> dict[str, float]:
       z = jnp.take_along_axis(by_segment, segment[:, None, None], 1)[:, 0]
       return module.apply(params, z, e, method=Metacontroller.control)
 
-    state, timestep = jax.vmap(env.start)(episodes.layout, episodes.tasks)
-    return rollout.run(base, action_key, state, timestep, steer, by_segment)
+    start_keys = jax.random.split(start_key, config.evaluate.batch)
+    state, timestep = jax.vmap(env.start)(start_keys, episodes.layout, episodes.tasks)
+    replayed = rollout.run(base, action_key, state, timestep, steer, by_segment)
+    return replayed, batch.mask[:, 0]
 
-  return common.success_rate(
-    lambda k: replay(base, params, k),
-    common.key_for(config, 'replay'),
-    config.evaluate.episodes,
-    config.evaluate.batch,
-  )
+  return replay
 
 
-def _code_meaning(config, base, params) -> dict[str, dict[str, float]]:
+def _code_meaning(config: common.Config, workdir: str) -> dict[str, dict[str, float]]:
   """What is linearly decodable from mu at the first step of each subgoal, beside chance."""
-  expert, model = common.clean_expert(config), common.base_model(config)
-  env = expert.env
+  base = artifacts.base_params(config, workdir)
+  params = artifacts.metacontroller_params(config, workdir)
+  data, model = artifacts.demonstrations(config, workdir, clean=True), common.base_model(config)
+  env = data.expert.env
 
   @jax.jit
-  def measure(base, params, key):
+  def measure(base, params, key, held_out):
     batch_key, noise_key = jax.random.split(key)
-    episodes = expert.rollout(batch_key, config.evaluate.batch, config.data.horizon)
-    batch = expert.observations(episodes)
+    episodes = data.episodes(batch_key, config.evaluate.batch, held_out)
+    batch = data.expert.observations(episodes)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     found, _ = discover.infer(config, params, base, batch, e, noise_key, 1.0, evaluating=True)
     # The goal is the subgoal's first colour; where it lies depends on the layout.
@@ -105,8 +160,9 @@ def _code_meaning(config, base, params) -> dict[str, dict[str, float]]:
     labels = {
       'subgoal': (batch.subgoals, len(env.family.subgoals)),
       'goal_cell': (jnp.take_along_axis(episodes.layout.objects, goals, 1), env.grid_size**2),
-      'first_action': (batch.actions, env.num_actions),
     }
+    if jnp.issubdtype(batch.actions.dtype, jnp.integer):
+      labels['first_action'] = (batch.actions, env.num_actions)
     weights = codes.first_steps(batch.segments, batch.mask).astype(jnp.float32).reshape(-1)
     mu = found.posterior.mean.reshape(weights.size, -1)
     return {
@@ -114,11 +170,21 @@ def _code_meaning(config, base, params) -> dict[str, dict[str, float]]:
       for name, (label, classes) in labels.items()
     }
 
-  found = measure(base, params, common.key_for(config, 'meaning'))
+  held_out = data.held_out(config.evaluate.batch)
+  found = measure(base, params, common.key_for(config, 'meaning'), held_out)
   return {
     name: {'accuracy': float(accuracy), 'majority': float(majority)}
     for name, (accuracy, majority) in found.items()
   }
+
+
+PARTS = {
+  'floors': _floors,
+  'expert_success': _expert_success,
+  'base_success': _base_success,
+  'replay_success': _replay_success,
+  'code_meaning': _code_meaning,
+}
 
 
 if __name__ == '__main__':

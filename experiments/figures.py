@@ -29,7 +29,7 @@ from internal_rl.training import checkpoint
 
 _RESULTS = flags.DEFINE_string('results', None, 'Directory of what `publish` wrote.')
 
-STAGES = ('pretrain', 'probe', 'control', 'discover', 'evaluate')
+STAGES = ('expert', 'collect', 'pretrain', 'probe', 'control', 'discover', 'evaluate')
 GATE_ROWS = 6
 RECORDED = 64  # Episodes rolled out, one or two of which are shown.
 
@@ -83,21 +83,21 @@ def gate_rows(config: common.Config, workdir: str) -> dict[str, Any]:
   Returns:
     `beta`, mean over gates, the true `subgoals` and `segments`, and `mask`: `[b, t]` each.
   """
-  expert, model = common.clean_expert(config), common.base_model(config)
+  data, model = artifacts.demonstrations(config, workdir, clean=True), common.base_model(config)
   base = artifacts.base_params(config, workdir)
   params = artifacts.metacontroller_params(config, workdir)
   key = common.key_for(config, 'gates')
 
   @jax.jit
-  def infer(base, params, key):
+  def infer(base, params, key, held_out):
     batch_key, noise_key = jax.random.split(key)
-    batch = expert.sample(batch_key, GATE_ROWS, config.data.horizon)
+    batch = data.batch(batch_key, GATE_ROWS, held_out)
     e = model.apply(base, batch.inputs, method=SequenceModel.lower)
     found, _ = discover.infer(config, params, base, batch, e, noise_key, 0.0, evaluating=True)
     rows = {name: getattr(batch, name) for name in ('subgoals', 'segments', 'mask')}
     return {'beta': found.beta.mean(-1), **rows}
 
-  return jax.device_get(infer(base, params, key))
+  return jax.device_get(infer(base, params, key, data.held_out(GATE_ROWS)))
 
 
 # Episodes.

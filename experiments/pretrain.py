@@ -31,12 +31,12 @@ def losses(
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
-  """Trains, and compares with the exact floors on the same held-out episodes."""
+  """Trains; compares with the exact floors, where there are any, on the same held-out episodes."""
   started, section = time.time(), config.pretrain
-  data = common.demonstrations(config)
+  data = artifacts.demonstrations(config, workdir)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   key = common.key_for(config, 'pretrain', 'train')
-  shapes = data.batch(jax.random.key(0), 1).inputs
+  shapes = data.example().inputs
   state = state_lib.create(model.init(common.key_for(config, 'pretrain', 'init'), shapes), tx, key)
 
   def update(state, frozen, key, fed=None):
@@ -50,34 +50,37 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     state = state_lib.apply_gradients(state, grads, tx)
     return state, {'loss': loss, 'nll': action, 'observation_nll': observation}
 
-  def measure(params, key):
+  def measure(params, key, held_out):
+    """Returns nats by step, how many colours were visited before it, and which steps count."""
     # Floor and model on the same episodes, so that their difference is known far better than
     # either.
-    episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
-    beliefs = bayes.beliefs(expert, episodes)
-    action, observation = losses(model, params, expert.observations(episodes))
-    return {
-      'nll': action,
-      'observation_nll': observation,
-      'bayes_nll': beliefs.bayes_nll,
-      'goal_nll': beliefs.goal_nll,
-    }, beliefs
+    episodes = data.episodes(key, section.eval_batch, held_out)
+    batch, beliefs = expert.observations(episodes), bayes.known_beliefs(expert, episodes)
+    action, observation = losses(model, params, batch)
+    values = {'nll': action, 'observation_nll': observation}
+    if beliefs is None:
+      # Only of the gridworld's subgoals does one have several colours.
+      return values, batch.segments, batch.mask
+    values |= {'bayes_nll': beliefs.bayes_nll, 'goal_nll': beliefs.goal_nll}
+    return values, beliefs.stage, batch.mask
 
-  def evaluate(state, frozen, key):
-    values, beliefs = measure(state.params, key)
-    values = {name: masked_mean(value, beliefs.mask) for name, value in values.items()}
-    return {**values, 'gap': values['nll'] - values['bayes_nll']}
+  def evaluate(state, frozen, key, held_out=None):
+    values, _, mask = measure(state.params, key, held_out)
+    values = {name: masked_mean(value, mask) for name, value in values.items()}
+    gap = {'gap': values['nll'] - values['bayes_nll']} if 'bayes_nll' in values else {}
+    return values | gap
 
-  def by_stage(params, key):
+  def by_stage(params, key, held_out):
     """Means on the way to each colour of a task, which tell what a model has yet to learn."""
-    values, beliefs = measure(params, key)
+    values, stage, mask = measure(params, key, held_out)
     stages = int(expert.env.tasks.lengths.max())
     return {
-      f'{name}_by_stage': bayes.mean_by_stage(value, beliefs, stages)
+      f'{name}_by_stage': bayes.mean_by_stage(value, stage, mask, stages)
       for name, value in values.items()
     }
 
   directory = artifacts.stage_dir(workdir, 'pretrain')
+  held_out = data.held_out(section.eval_batch)
   state = loop.fit(
     update,
     state,
@@ -85,6 +88,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     directory,
     evaluate=evaluate,
     feed=data.feed(config.seed, section.batch),
+    held_out=held_out,
     fingerprint=artifacts.fingerprint(config, 'pretrain') | data.fingerprint,
   )
   rows = [
@@ -93,9 +97,12 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   params = artifacts.base_params(config, workdir)
   key = common.key_for(config, 'pretrain', 'final')
   # One program: what both measure is computed once.
-  measured = jax.jit(lambda state, key: evaluate(state, None, key) | by_stage(state.params, key))
-  final = measured(state.replace(params=params), key)
-  curve = {name: [row[name] for row in rows] for name in ('step', 'eval/nll', 'eval/bayes_nll')}
+  measured = jax.jit(
+    lambda state, key, held: evaluate(state, None, key, held) | by_stage(state.params, key, held)
+  )
+  final = measured(state.replace(params=params), key, held_out)
+  names = [name for name in ('step', 'eval/nll', 'eval/bayes_nll') if name in rows[0]]
+  curve = {name: [row[name] for row in rows] for name in names}
   return artifacts.write_result(config, workdir, 'pretrain', {**final, 'curve': curve}, started)
 
 

@@ -19,15 +19,15 @@ from internal_rl.training import state as state_lib
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
-  """Trains a probe for every layer at once; reports accuracies beside the Bayes belief's."""
+  """Trains a probe for every layer at once; reports accuracies beside what can be known."""
   started, section = time.time(), config.probe
-  data = common.demonstrations(config)
+  data = artifacts.demonstrations(config, workdir)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   base = artifacts.base_params(config, workdir)
   probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
   residuals = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.residuals)
   key = common.key_for(config, 'probe', 'train')
-  example = residuals(base, data.batch(jax.random.key(0), 1))
+  example = residuals(base, data.example())
   state = state_lib.create(probes.init(common.key_for(config, 'probe', 'init'), example), tx, key)
 
   def update(state, base, key, fed=None):
@@ -41,23 +41,31 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
-  def measure(state, base, key):
-    episodes = expert.rollout(key, section.eval_batch, config.data.horizon)
-    batch = expert.observations(episodes)
+  def measure(state, base, key, held_out=None):
+    episodes = data.episodes(key, section.eval_batch, held_out)
+    batch, beliefs = expert.observations(episodes), bayes.known_beliefs(expert, episodes)
     correct = probes.apply(state.params, residuals(base, batch)).argmax(-1) == batch.subgoals[None]
-    beliefs = bayes.beliefs(expert, episodes)
+    share = lambda correct: masked_mean(correct.astype(jnp.float32), batch.mask)
     by_step = lambda correct: (correct & batch.mask).sum(0) / batch.mask.sum(0)
-    return {
-      'accuracy': jax.vmap(masked_mean, (0, None))(correct.astype(jnp.float32), batch.mask),
+    subgoals = jnp.arange(probes.num_subgoals)
+    row = {
+      'accuracy': jax.vmap(share)(correct),
       'accuracy_by_step': jax.vmap(by_step)(correct),
-      'bayes_accuracy': masked_mean(beliefs.correct.astype(jnp.float32), batch.mask),
+      # Of who names the most frequent subgoal throughout.
+      'majority': jax.vmap(lambda subgoal: share(batch.subgoals == subgoal))(subgoals).max(),
+    }
+    if beliefs is None:
+      return row
+    return row | {
+      'bayes_accuracy': share(beliefs.correct),
       'bayes_accuracy_by_step': by_step(beliefs.correct),
     }
 
-  def evaluate(state, base, key):
-    row = measure(state, base, key)
-    return {name: row[name] for name in ('accuracy', 'bayes_accuracy')}
+  def evaluate(state, base, key, held_out=None):
+    row = measure(state, base, key, held_out)
+    return {name: row[name] for name in ('accuracy', 'bayes_accuracy') if name in row}
 
+  held_out = data.held_out(section.eval_batch)
   directory = artifacts.stage_dir(workdir, 'probe')
   state = loop.fit(
     update,
@@ -67,9 +75,10 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     frozen=base,
     evaluate=evaluate,
     feed=data.feed(config.seed, section.batch),
+    held_out=held_out,
     fingerprint=artifacts.fingerprint(config, 'probe') | data.fingerprint,
   )
-  final = jax.jit(measure)(state, base, common.key_for(config, 'probe', 'final'))
+  final = jax.jit(measure)(state, base, common.key_for(config, 'probe', 'final'), held_out)
   best = {'best_accuracy': final['accuracy'].max(), 'best_layer': final['accuracy'].argmax()}
   return artifacts.write_result(config, workdir, 'probe', {**best, **final}, started)
 

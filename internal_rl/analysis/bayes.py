@@ -9,6 +9,7 @@ action loss.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,20 +153,25 @@ def _progress(
 
 
 def _state(expert: GridworldExpert, episode: Episodes, position, stage, task) -> State:
-  state, _ = expert.env.start(episode.layout, task)
+  state, _ = expert.env.start(jax.random.key(0), episode.layout, task)
   return state.replace(position=position, progress=state.progress.replace(stage=stage))
 
 
+def known_beliefs(expert: Any, episodes: Any) -> Beliefs | None:
+  """Returns `beliefs` of an expert whose action probabilities are known, None for any other."""
+  return beliefs(expert, episodes) if isinstance(expert, GridworldExpert) else None
+
+
 def mean_by_stage(
-  values: Float[Array, 'b t'], beliefs: Beliefs, stages: int
+  values: Float[Array, 'b t'], stage: Int[Array, 'b t'], mask: Bool[Array, 'b t'], stages: int
 ) -> Float[Array, ' stages']:
   """Returns the mean of per-step `values` on the way to a task's 1st, 2nd, .. colour.
 
   A base model's loss beside `bayes_nll` tells what it has yet to learn: where a subgoal begins, to
   infer the task; within a subgoal, which colour ends it. NaN for a stage that no episode is at.
   """
-  weights = jax.nn.one_hot(beliefs.stage, stages) * beliefs.mask[..., None]
-  sums = jnp.einsum('bt,bts->s', jnp.where(beliefs.mask, values, 0.0), weights)
+  weights = jax.nn.one_hot(stage, stages) * mask[..., None]
+  sums = jnp.einsum('bt,bts->s', jnp.where(mask, values, 0.0), weights)
   return sums / weights.sum((0, 1))
 
 

@@ -97,6 +97,8 @@ def rate(outcomes: Sequence[Mapping[str, Any]]) -> str:
   Where nothing ever succeeded it is a bound on all episodes together.
   """
   episodes = sum(outcome['episodes'] for outcome in outcomes)
+  if not episodes:
+    return 'no episodes'
   if not any(outcome['success'] for outcome in outcomes):
     seeds = f'; {len(outcomes)} seeds' if len(outcomes) > 1 else ''
     return f'0 of {episodes} (below {3 / episodes:.1g} at 95 %{seeds})'
@@ -169,7 +171,9 @@ def _pretrain(results: list[Result]) -> list[Number]:
 def _probe(results: list[Result]) -> list[Number]:
   accuracy = np.array(_pick(results, 'accuracy'), float)
   best = int(np.median(accuracy, 0).argmax())
-  ceiling = _bound(results, 'bayes_accuracy', 'ceiling {:.3f} (Bayes belief)')
+  ceiling = _bound(results, 'bayes_accuracy', 'ceiling {:.3f} (Bayes belief)') or _bound(
+    results, 'majority', '{:.3f} by naming the most frequent one'
+  )
   rows = [('layer 0', accuracy[:, 0]), (f'best layer ({best})', accuracy[:, best])]
   return [_claimed('C1', spread(list(values)), ceiling, f', {name}') for name, values in rows]
 
@@ -199,6 +203,7 @@ def _discover(results: list[Result]) -> list[Number]:
 def _evaluate(results: list[Result]) -> list[Number]:
   rows = []
   for field, make in (
+    ('expert_success', lambda *args: Number('Unseen task: the expert, without noise', *args)),
     ('base_success', lambda *args: _claimed('C6', *args)),
     (
       'replay_success',

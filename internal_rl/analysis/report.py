@@ -13,6 +13,10 @@ from internal_rl.analysis import claims, diagnosis
 from internal_rl.analysis.claims import Number
 
 Result = Mapping[str, Any]
+_PAPER = {
+  'gridworld': '7 × 7 cells, 8 colours and 4 walls, its transformer 6 blocks of width 256',
+  'ant': '4 × 4 cells, 4 colours and 1 wall, its Hawk model 8 blocks of width 256',
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --muted: #63636b; --paper: #fff; --card: #f6f6f8;
@@ -87,9 +91,8 @@ def scale(config: Mapping[str, Any]) -> str:
   if config['preset'] == 'paper':
     return f'The paper’s scale: {world} (the paper: 30).'
   return (
-    f'Preset “{config["preset"]}”: {world}. The paper’s world has 7 × 7 cells, 8 colours and 4 '
-    'walls, its transformer 6 blocks of width 256, its curves 30 seeds: compare shapes and '
-    'directions with it, not digits.'
+    f'Preset “{config["preset"]}”: {world}. The paper’s world has {_PAPER[env["kind"]]}, its '
+    'curves 30 seeds: compare shapes and directions with it, not digits.'
   )
 
 

@@ -4,6 +4,8 @@ The first step of an episode is left out throughout: nothing can change there.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,9 @@ def _later(mask: Bool[Array, 'b t']) -> Bool[Array, 'b t']:
 
 
 def alignment(
-  detected: Bool[Array, 'b t'], true: Bool[Array, 'b t'], tolerance: int = 0
+  detected: Bool[Array | np.ndarray, 'b t'],
+  true: Bool[Array | np.ndarray, 'b t'],
+  tolerance: int = 0,
 ) -> Alignment:
   """Pairs detected with true switches, one to one and at most `tolerance` steps apart."""
   episodes = zip(np.asarray(detected), np.asarray(true), strict=True)
@@ -64,6 +68,13 @@ def alignment(
     switches=float(detected.sum(1).mean()),
     true_switches=float(true.sum(1).mean()),
   )
+
+
+def widest(row: Mapping[str, Any]) -> tuple[str, str]:
+  """Returns the field of a result that holds F1 at its widest tolerance, and that in words."""
+  found = (name.rpartition('_tolerance_') for name in row)
+  steps = max(int(steps) for name, _, steps in found if name == 'f1')
+  return f'f1_tolerance_{steps}', 'one step' if steps == 1 else f'{steps} steps'
 
 
 def _pairs(left: np.ndarray, right: np.ndarray, tolerance: int) -> int:

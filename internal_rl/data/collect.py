@@ -17,6 +17,9 @@ import numpy as np
 from internal_rl.data.dataset import MANIFEST, PyTree, checksum, named_leaves, read_manifest
 from internal_rl.types import Key
 
+# Collecting gives up when fewer are kept, once so many episodes were drawn for one shard.
+MIN_KEPT, ENOUGH = 0.01, 1000
+
 
 def collect(
   directory: str | os.PathLike,
@@ -24,6 +27,8 @@ def collect(
   num_shards: int,
   seed: int,
   config: dict[str, Any],
+  keep: Callable[[PyTree], np.ndarray] | None = None,
+  size: int = 0,
 ) -> None:
   """Collects `num_shards` shards, shard `i` being `generate` of a key that depends on `(seed, i)`.
 
@@ -38,9 +43,13 @@ def collect(
     num_shards: shards wanted in all.
     seed: of the collection.
     config: what `generate` depends on, as JSON; recorded, and compared on resuming.
+    keep: which episodes are stored, a bool each; `generate` then is called, with other keys, until
+      they fill a shard. The manifest counts the others, shard by shard. By default all are.
+    size: episodes of a shard; with `keep` only.
 
   Raises:
-    ValueError: if the folder holds shards of another seed or config, or if shards do not match.
+    ValueError: if the folder holds shards of another seed or config, if shards do not match, or if
+      hardly any episode is kept.
   """
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -48,12 +57,33 @@ def collect(
   if (directory / MANIFEST).exists():
     manifest = _resume(directory, manifest)
   for index in range(len(manifest['shards']), num_shards):
-    tree = generate(jax.random.fold_in(jax.random.key(seed), index))
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    tree, facts = (generate(key), {}) if keep is None else _fill(generate, key, keep, size)
     leaves = {name: _narrow(np.asarray(leaf)) for name, leaf in named_leaves(jax.device_get(tree))}
     _check(leaves, manifest['shards'])
-    manifest['shards'].append(_write_shard(directory, index, leaves))
+    manifest['shards'].append({**_write_shard(directory, index, leaves), **facts})
     text = json.dumps(manifest, indent=1).encode()
     _write(directory / MANIFEST, functools.partial(_write_bytes, text))
+
+
+def _fill(
+  generate: Callable[[Key], PyTree], key: Key, keep: Callable[[PyTree], np.ndarray], size: int
+) -> tuple[PyTree, dict[str, int]]:
+  """Returns the first `size` episodes that are kept, and how many were not until then."""
+  parts: list[PyTree] = []
+  kept = drawn = 0
+  while kept < size:
+    episodes = jax.device_get(generate(jax.random.fold_in(key, len(parts))))
+    kept_here = np.asarray(keep(episodes))
+    parts.append(jax.tree.map(lambda x, rows=kept_here: x[rows], episodes))
+    kept, drawn = kept + int(kept_here.sum()), drawn + len(kept_here)
+    if drawn >= ENOUGH and kept < MIN_KEPT * drawn:
+      raise ValueError(
+        f'of {drawn} episodes {kept} are successful, less than {MIN_KEPT:.0%}: too few to collect; '
+        'train the expert longer'
+      )
+  whole = jax.tree.map(lambda *x: np.concatenate(x)[:size], *parts)
+  return whole, {'failed': drawn - kept}
 
 
 def _resume(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,25 @@ class Dataset:
   def __len__(self) -> int:
     return sum(shard['episodes'] for shard in self.manifest['shards'])
 
+  def split(self) -> tuple['Dataset', 'Dataset']:
+    """Returns the first shard, to be held out, and the others, to train on.
+
+    A store that is extended later keeps what it holds out.
+
+    Raises:
+      ValueError: if there are no others.
+    """
+    if len(self.shards) < 2:
+      raise ValueError(
+        f'{self.directory / MANIFEST}: one shard, which is held out from training; collect more, '
+        'with data.episodes at least twice data.episodes_per_shard'
+      )
+    return self._part(slice(0, 1)), self._part(slice(1, None))
+
+  def _part(self, part: slice) -> 'Dataset':
+    manifest = {**self.manifest, 'shards': self.manifest['shards'][part]}
+    return dataclasses.replace(self, manifest=manifest, shards=self.shards[part])
+
   def batch(self, seed: int, step: int, size: int) -> PyTree:
     """Returns batch `step` of a run with seed `seed`: a pure function of its arguments.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from internal_rl.data.dataset import MANIFEST, Dataset, PyTree, checksum
 from internal_rl.types import Key, Trajectories
@@ -20,6 +21,7 @@ class Demonstrations:
     expert: demonstrator, `experts.gridworld.GridworldExpert` or `experts.ant.AntExpert`.
     horizon: steps of an episode, at most.
     store: collected episodes, memory-mapped; None to generate them on the device as training goes.
+      The first shard is never trained on.
   """
 
   expert: Any
@@ -36,8 +38,7 @@ class Demonstrations:
     Raises:
       FileNotFoundError, ValueError: there is no sound store, or it holds something else.
     """
-    like = jax.eval_shape(lambda key: self.expert.rollout(key, 1, self.horizon), jax.random.key(0))
-    store = Dataset.open(os.path.expanduser(directory), like)
+    store = Dataset.open(os.path.expanduser(directory), self.expert.template())
     found = store.manifest['config']
     if differ := [name for name in expect if found.get(name) != expect[name]]:
       raise ValueError(
@@ -54,11 +55,29 @@ class Demonstrations:
 
   def feed(self, seed: int, batch: int) -> Callable[[int], PyTree] | None:
     """Returns what `training.fit` is fed: stored episodes, or nothing if they are generated."""
-    store = self.store
-    return None if store is None else lambda step: store.batch(seed, step, batch)
+    if self.store is None:
+      return None
+    _, training = self.store.split()
+    return lambda step: training.batch(seed, step, batch)
 
-  def batch(self, key: Key, batch: int, fed: PyTree = None) -> Trajectories:
-    """Returns a batch inside an update: what it was fed, rendered, or fresh episodes.
+  def held_out(self, count: int) -> PyTree:
+    """Returns the first `count` stored episodes, which no `feed` has; None if all are fresh.
+
+    Raises:
+      ValueError: there are not as many in the shard that is held out.
+    """
+    if self.store is None:
+      return None
+    held, _ = self.store.split()
+    if count > len(held):
+      raise ValueError(
+        f'data.episodes_per_shard: {self.store.directory} holds out one shard of {len(held)} '
+        f'episodes, but {count} are to be measured on; lower eval_batch or evaluate.batch'
+      )
+    return held.take(np.arange(count))
+
+  def episodes(self, key: Key, batch: int, fed: PyTree = None) -> Any:
+    """Returns compact episodes inside a jitted function: what it was fed, or fresh ones.
 
     Args:
       key: consumed, if nothing was fed.
@@ -66,7 +85,14 @@ class Demonstrations:
       fed: stored episodes, their integers in narrow types.
     """
     if fed is None:
-      return self.expert.observations(self.expert.rollout(key, batch, self.horizon))
+      return self.expert.rollout(key, batch, self.horizon)
     integer = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
-    widen = lambda x: x.astype(jnp.int32) if integer(x) else x
-    return self.expert.observations(jax.tree.map(widen, fed))
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if integer(x) else x.dtype), fed)
+
+  def batch(self, key: Key, batch: int, fed: PyTree = None) -> Trajectories:
+    """Returns the same, rendered into what models read."""
+    return self.expert.observations(self.episodes(key, batch, fed))
+
+  def example(self) -> Trajectories:
+    """Returns a batch of one, the same every time, for its shapes."""
+    return self.batch(jax.random.key(0), 1, self.held_out(1))

@@ -120,6 +120,8 @@ class AntBody:
       qvel=body.qvel.at[6:].set(jitter(speed_key)),
     )
 
+  # Jitted so that MJX, whose tracing takes seconds, is traced once for all programs of a process.
+  @functools.partial(jax.jit, static_argnums=0)
   def advance(self, body: Body, torques: Float[Array, ' 8']) -> Body:
     """Returns the body one control step later; torques are clipped to [-1, 1].
 

@@ -1,10 +1,11 @@
-"""The protocol that both worlds implement."""
+"""The protocols that both worlds implement."""
 
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Int, Shaped
 
 from internal_rl.envs import tasks as tasks_lib
+from internal_rl.envs.pinpad import Layout
 from internal_rl.types import Key, TimeStep
 
 State = Any
@@ -49,4 +50,24 @@ class Environment(Protocol):
 
   def step(self, state: State, action: Shaped[Array, '*a']) -> tuple[State, TimeStep]:
     """Takes one raw action."""
+    ...
+
+
+class Pinpad(Environment, Protocol):
+  """An environment laid out on a grid, whose episodes can also begin on a given layout."""
+
+  @property
+  def family(self) -> tasks_lib.TaskFamily:
+    """Subgoals and tasks."""
+    ...
+
+  @property
+  def grid_size(self) -> int:
+    """Side of the grid."""
+    ...
+
+  def start(
+    self, key: Key, layout: Layout, task: Int[Array, ''], rejected: Int[Array, ''] | int = 0
+  ) -> tuple[State, TimeStep]:
+    """Starts an episode of task `task` on a given layout; consumes `key`."""
     ...

@@ -106,12 +106,13 @@ class Gridworld:
   def reset(self, key: Key, task: Int[Array, '']) -> tuple[State, TimeStep]:
     """Starts an episode of task `task` on a fresh layout."""
     layout, rejected = self.sample_layout(key)
-    return self.start(layout, task, rejected)
+    return self.start(key, layout, task, rejected)
 
   def start(
-    self, layout: Layout, task: Int[Array, ''], rejected: Int[Array, ''] | int = 0
+    self, key: Key, layout: Layout, task: Int[Array, ''], rejected: Int[Array, ''] | int = 0
   ) -> tuple[State, TimeStep]:
-    """Starts an episode of task `task` on a given layout."""
+    """Starts an episode of task `task` on a given layout, which leaves nothing to chance."""
+    del key
     progress = pinpad.begin(task)
     state = State(
       layout=layout,

@@ -120,6 +120,8 @@ FAMILIES = {
   'ant': TaskFamily(
     subgoals=((0,), (1,), (2,), (3,)), pretraining=_flat(TABLE_A2), post_training='0-1-2-3'
   ),
+  # What even an untrained ant brings about: for runs that only show that everything runs.
+  'two_colours': TaskFamily(subgoals=((0,), (1,)), pretraining=('0', '1'), post_training='0-1'),
   # For small grids: no colour ends two pairs, so that what follows depends on the last one alone.
   'three_pairs': _three_pairs(),
 }

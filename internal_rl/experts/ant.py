@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ class AntExpert:
   """Demonstrates tasks; a pytree, so that what it has learnt is an argument of jitted functions.
 
   Attributes:
-    params: what it has learnt, see `Actor.distribution`.
+    params: what it has learnt, see `Actor.distribution`; None for one that only renders what was
+      demonstrated before.
     actor: its networks.
     noisy: whether actions are sampled, for `D`, or are the mean of the Gaussian, for `D*`
       (App. C.1.1).
@@ -110,6 +112,12 @@ class AntExpert:
   def env(self) -> Ant:
     """The world."""
     return self.actor.guide.env
+
+  @property
+  def description(self) -> dict[str, Any]:
+    """What its demonstrations depend on, beside their length and what it has learnt."""
+    actor = dataclasses.asdict(self.actor)
+    return {'env': actor['guide'].pop('env'), 'noisy': self.noisy, 'actor': actor}
 
   def act(self, key: Key, guided: Guided) -> Float[Array, ' 8']:
     """Returns torques for one control step of an unbatched episode."""
@@ -164,6 +172,11 @@ class AntExpert:
       tasks=task,
       rejected=first.rejected,
     )
+
+  def template(self) -> Episodes:
+    """Returns the structure that episodes are stored in; its leaves mean nothing."""
+    nothing = jnp.zeros(())
+    return Episodes(Layout(*[nothing] * 3), *[nothing] * 8)
 
   def observations(self, episodes: Episodes) -> Trajectories:
     """Renders compact episodes into the observations that models read."""

@@ -1,6 +1,7 @@
 """The epsilon-noisy stochastic shortest-path expert (App. C.1.1)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ class Episodes:
   rejected: Int[Array, ' b']
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class GridworldExpert:
   """Follows a uniformly random shortest path to each colour in turn.
@@ -53,6 +55,11 @@ class GridworldExpert:
   def __post_init__(self):
     if not 0 <= self.epsilon < 1:
       raise ValueError(f'expert.epsilon={self.epsilon}: must be in [0, 1)')
+
+  @property
+  def description(self) -> dict[str, Any]:
+    """What its demonstrations depend on, beside their length."""
+    return {'env': dataclasses.asdict(self.env), 'epsilon': self.epsilon}
 
   def plan(self, layout: Layout) -> Bool[Array, 'o cells 4']:
     """Returns the optimal moves towards every colour: what `policy` needs of a layout."""
@@ -116,6 +123,11 @@ class GridworldExpert:
       tasks=task,
       rejected=state.rejected,
     )
+
+  def template(self) -> Episodes:
+    """Returns the structure that episodes are stored in; its leaves mean nothing."""
+    nothing = jnp.zeros(())
+    return Episodes(Layout(*[nothing] * 3), *[nothing] * 7)
 
   def observations(self, episodes: Episodes) -> Trajectories:
     """Renders compact episodes into the observations that models read."""

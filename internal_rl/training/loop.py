@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Key, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from internal_rl.training.checkpoint import Checkpoints, checksums
 from internal_rl.training.metrics import MetricsWriter, ProgressLine
@@ -27,7 +27,8 @@ Metrics = Mapping[str, ArrayLike]
 # (state, frozen, key), and the batch where there is a `feed`.
 Update = Callable[..., tuple[TrainState, Metrics]]
 Feed = Callable[[int], PyTree]
-Evaluate = Callable[[TrainState, PyTree, Key[Array, '']], Metrics]
+# (state, frozen, key), and the episodes `held_out` where there are any.
+Evaluate = Callable[..., Metrics]
 
 
 class DivergedError(RuntimeError):
@@ -93,6 +94,7 @@ def fit(
   frozen: PyTree = None,
   evaluate: Evaluate | None = None,
   feed: Feed | None = None,
+  held_out: PyTree = None,
   fingerprint: Mapping[str, Any] | None = None,
 ) -> TrainState:
   """Trains to `config.steps`, going on from the newest good checkpoint in `workdir` if any.
@@ -122,6 +124,7 @@ def fit(
       from 0, as a pure function of it, so that a resumed run is fed the same. `update` then is
       `(state, frozen, key, batch)`. While the device computes one call, a thread reads the batches
       of the next, so that the host holds about two calls of them.
+    held_out: data that `evaluate` reads, as its fourth argument; None for none.
     fingerprint: JSON-like config that decides the result. A checkpoint with another one, or one
       trained on other frozen parameters, is refused. None accepts any checkpoint that fits. Leave
       out what may change between runs, such as `steps`.
@@ -158,6 +161,7 @@ def fit(
           frozen=jax.tree.map(jnp.asarray, frozen),
           evaluate=evaluate and _jit(evaluate),
           feed=feed,
+          held_out=jax.tree.map(jnp.asarray, held_out),
           checkpoints=checkpoints,
           metrics=metrics,
           progress=progress,
@@ -211,6 +215,7 @@ class _Run:
   frozen: PyTree
   evaluate: Evaluate | None  # Jitted.
   feed: Feed | None
+  held_out: PyTree
   checkpoints: Checkpoints
   metrics: MetricsWriter
   progress: ProgressLine
@@ -277,7 +282,8 @@ class _Run:
     if self.evaluate is None:
       return
     key = jax.random.key(self.config.eval_seed)
-    values = jax.device_get(dict(self.evaluate(state, self.frozen, key)))
+    fed = () if self.held_out is None else (self.held_out,)
+    values = jax.device_get(dict(self.evaluate(state, self.frozen, key, *fed)))
     self.metrics.write(step, {f'eval/{name}': value for name, value in values.items()})
     name, best = self.config.best_metric, self.checkpoints.best_value
     if not name:

@@ -131,6 +131,34 @@ def test_resuming_something_else_is_refused(store, seed, config, message):
     collect(store, walks, 4, seed=seed, config=config)
 
 
+def test_only_episodes_that_are_kept_are_stored_and_the_others_counted(tmp_path):
+  keep = lambda episodes: episodes.mask[:, 0]
+  wanted = dict(seed=7, config=CONFIG, keep=keep, size=6)
+  collect(tmp_path / 'whole', walks, 3, **wanted)
+  dataset = Dataset.open(tmp_path / 'whole', LIKE)
+  shards = dataset.manifest['shards']
+  assert [shard['episodes'] for shard in shards] == [6, 6, 6]
+  stored = dataset.take(np.arange(18))
+  assert stored.mask[:, 0].all()
+  for index, shard in enumerate(shards):
+    key = jax.random.fold_in(jax.random.key(7), index)
+    drawn = [walks(jax.random.fold_in(key, i)) for i in range(20)]
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *drawn)
+    wins = np.flatnonzero(whole.mask[:, 0])[:6]
+    np.testing.assert_array_equal(stored.torques[6 * index : 6 * index + 6], whole.torques[wins])
+    rounds = wins[-1] // 5 + 1
+    assert shard['failed'] == (~whole.mask[: 5 * rounds, 0]).sum()
+  collect(tmp_path / 'parts', walks, 1, **wanted)
+  collect(tmp_path / 'parts', walks, 3, **wanted)
+  assert files(tmp_path / 'parts') == files(tmp_path / 'whole')
+
+
+def test_collecting_from_an_expert_that_hardly_succeeds_is_given_up(tmp_path):
+  never = lambda episodes: np.zeros(len(episodes.mask), bool)
+  with pytest.raises(ValueError, match=r'of 1000 episodes 0 are successful.*train the expert'):
+    collect(tmp_path, jax.jit(walks), 1, 7, CONFIG, keep=never, size=6)
+
+
 def test_shards_that_do_not_match_are_refused(store, tmp_path):
   with pytest.raises(ValueError, match=r'generate: fields .* but earlier shards hold'):
     collect(store, lambda _: {'x': np.zeros(5)}, 4, seed=7, config=CONFIG)

@@ -23,7 +23,7 @@ def generate():
 @pytest.fixture(scope='module')
 def stored(generate, tmp_path_factory):
   directory = tmp_path_factory.mktemp('store')
-  collect(directory, generate, 2, seed=3, config=CONFIG)
+  collect(directory, generate, 3, seed=3, config=CONFIG)
   return SOURCE.opened(str(directory), CONFIG)
 
 
@@ -32,7 +32,7 @@ def test_what_is_fed_and_rendered_is_what_the_expert_did(stored, generate):
   render = jax.jit(lambda fed: stored.batch(jax.random.key(0), 2 * SHARD, fed))
   fed = [jax.device_get(render(feed(0))) for _ in range(2)]
   jax.tree.map(np.testing.assert_array_equal, *fed)
-  shards = [generate(jax.random.fold_in(jax.random.key(3), i)) for i in range(2)]
+  shards = [generate(jax.random.fold_in(jax.random.key(3), i)) for i in (1, 2)]
   whole = jax.tree.map(lambda *x: np.concatenate(x), *map(SOURCE.expert.observations, shards))
   order = lambda batch: np.lexsort(batch.observations.reshape(2 * SHARD, -1).T)
   for got, expected in zip(jax.tree.leaves(fed[0]), jax.tree.leaves(whole), strict=True):
@@ -40,6 +40,26 @@ def test_what_is_fed_and_rendered_is_what_the_expert_did(stored, generate):
     np.testing.assert_array_equal(got[order(fed[0])], expected[order(whole)])
   others = [feed(1), stored.feed(1, 2 * SHARD)(0)]
   assert not any(np.array_equal(feed(0).positions, other.positions) for other in others)
+
+
+def test_the_first_shard_is_held_out_from_training(stored, generate):
+  first = generate(jax.random.fold_in(jax.random.key(3), 0))
+  held = stored.held_out(SHARD)
+  jax.tree.map(np.testing.assert_array_equal, held, jax.device_get(first))
+  episodes = lambda batch: {row.tobytes() for row in np.asarray(batch.positions, np.int32)}
+  # Three epochs of what is trained on.
+  fed = set().union(*(episodes(stored.feed(0, SHARD)(step)) for step in range(6)))
+  assert len(fed) > SHARD
+  assert not fed & episodes(held)
+  np.testing.assert_array_equal(stored.held_out(3).positions, held.positions[:3])
+  with pytest.raises(ValueError, match=r'holds out one shard of 8 episodes, but 9 are'):
+    stored.held_out(SHARD + 1)
+
+
+def test_a_store_of_one_shard_is_refused(generate, tmp_path):
+  collect(tmp_path, generate, 1, seed=3, config=CONFIG)
+  with pytest.raises(ValueError, match=r'data\.episodes at least twice'):
+    SOURCE.opened(str(tmp_path), CONFIG).feed(0, 4)
 
 
 def test_without_a_store_nothing_is_fed_and_episodes_are_fresh(stored):

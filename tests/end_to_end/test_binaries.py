@@ -105,9 +105,9 @@ def test_a_world_without_solvable_layouts_is_refused(tmp_path):
 
 
 def test_collected_demonstrations_can_be_trained_on(tmp_path):
-  done = launch('collect', tmp_path / 'data')
-  assert done.returncode == 0, done.stderr[-4000:]
   flags = f'--config.data.directory={tmp_path / "data"}'
+  done = launch('collect', tmp_path / 'run', flags)
+  assert done.returncode == 0, done.stderr[-4000:]
   done = launch('pretrain', tmp_path / 'run', flags)
   assert done.returncode == 0, done.stderr[-4000:]
   assert result(tmp_path / 'run', 'pretrain')['nll'] > 0

@@ -48,7 +48,7 @@ def replay(env, layouts, tasks, moves):
   """Replays the oracle's moves in the environment under test."""
 
   def one(layout, task, moves):
-    state, first = env.start(layout, task)
+    state, first = env.start(jax.random.key(0), layout, task)
 
     def step(state, move):
       state, timestep = env.step(state, move)
@@ -128,7 +128,7 @@ def corridor(task, time_limit=100):
 
 
 def play(env, layout, moves):
-  state, timestep = env.start(layout, jnp.array(0))
+  state, timestep = env.start(jax.random.key(0), layout, jnp.array(0))
   rewards = []
   for move in moves:
     state, timestep = env.step(state, jnp.array(move))
@@ -180,7 +180,9 @@ def test_after_the_end_nothing_changes():
 
 def test_the_papers_observation_has_637_numbers():
   cells = jnp.arange(13)
-  _, timestep = PAPER.start(Layout(cells[:8], cells[8:12], cells[12]), jnp.array(0))
+  _, timestep = PAPER.start(
+    jax.random.key(0), Layout(cells[:8], cells[8:12], cells[12]), jnp.array(0)
+  )
   assert PAPER.observation_size == 637
   assert timestep.observation.shape == (637,)
   assert int(timestep.observation.sum()) == 13

@@ -1,20 +1,67 @@
 """The wiring from config to objects."""
 
+import subprocess
+import sys
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from configs.gridworld import get_config
+from configs import ant, gridworld
 from experiments import common
+
+WITHOUT_ANT = """
+import sys
+sys.modules.update(dict.fromkeys(('mujoco', 'brax')))
+from configs import ant, gridworld
+from experiments import common, pipeline
+common.environment(gridworld.get_config('smoke'))
+common.environment(ant.get_config('smoke'))
+"""
 
 
 def test_a_world_can_be_built_under_trace():
-  config = get_config('smoke')
+  config = gridworld.get_config('smoke')
   common.require_solvable.cache_clear()
   jax.jit(lambda: (common.environment(config), 0)[1])()
 
 
 def test_a_world_without_solvable_layouts_is_refused():
-  config = get_config('smoke')
+  config = gridworld.get_config('smoke')
   config.env.update(family='three_pairs', grid_size=3, num_objects=6, num_walls=2)
   with pytest.raises(ValueError, match='none lets every task be completed'):
     common.environment(config)
+
+
+def test_without_the_extra_the_gridworld_runs_and_the_ant_names_it():
+  done = subprocess.run(
+    [sys.executable, '-c', WITHOUT_ANT], capture_output=True, text=True, check=False
+  )
+  assert "env.kind='ant' needs mujoco; run: pip install -e '.[ant]'" in done.stderr
+
+
+@pytest.mark.parametrize('kind', ['transformer', 'hawk'])
+@pytest.mark.parametrize('world', [gridworld, ant], ids=['gridworld', 'ant'])
+def test_either_model_predicts_either_world(world, kind):
+  config = world.get_config('smoke')
+  config.model.kind = kind
+  env, model = common.environment(config), common.base_model(config)
+  observations = jax.random.uniform(jax.random.key(0), (2, 3, env.observation_size))
+  predictions = jax.jit(lambda key: model.init_with_output(key, observations)[0])(jax.random.key(1))
+  actions = predictions.action.sample(jax.random.key(2))
+  assert actions.shape == ((2, 3) if world is gridworld else (2, 3, env.num_actions))
+  for nll in (
+    predictions.action.log_prob(actions),
+    predictions.observation.log_prob(jnp.round(observations)),
+  ):
+    assert nll.shape == (2, 3)
+    assert np.isfinite(nll).all()
+
+
+@pytest.mark.parametrize(('world', 'likelihood'), [(gridworld, 'gaussian'), (ant, 'categorical')])
+def test_a_likelihood_of_another_worlds_observations_is_refused(world, likelihood):
+  config = world.get_config('smoke')
+  config.model.observation_likelihood = likelihood
+  with pytest.raises(ValueError, match=rf"model\.observation_likelihood='{likelihood}': must be"):
+    common.base_model(config)

@@ -113,7 +113,7 @@ def test_policy_is_uniform_over_optimal_plus_noise_over_safe_moves(epsilon):
   @jax.jit
   @jax.vmap
   def policy(layout, task, stage, position):
-    state, _ = SMALL.start(layout, task)
+    state, _ = SMALL.start(jax.random.key(0), layout, task)
     state = state.replace(position=position, progress=state.progress.replace(stage=stage))
     return expert.policy(expert.plan(layout), state)
 
@@ -150,7 +150,7 @@ def test_rendered_episodes_equal_stepping_the_environment():
   assert trajectories.observations.shape == (300, 101, 637)
 
   def step_through(layout, task, actions):
-    state, first = ENV.start(layout, task)
+    state, first = ENV.start(jax.random.key(0), layout, task)
 
     def step(state, action):
       state, timestep = ENV.step(state, action)
