@@ -129,7 +129,9 @@ def _paper() -> ConfigDict:
     {
       'code_size': 8,
       'encoder_hidden': 64,
+      'initial_std': 1.0,  # [open]
       'decoder_hidden': 32,
+      'decoder_activation': 'tanh',  # [open] or 'relu'
       'history_size': 32,
       'embedding_size': 32,
       'embedder_blocks': 1,

@@ -85,7 +85,9 @@ def _paper() -> ConfigDict:
     {
       'code_size': 8,
       'encoder_hidden': 64,
+      'initial_std': 1.0,  # [open]
       'decoder_hidden': 32,
+      'decoder_activation': 'tanh',  # [open] or 'relu'
       'history_size': 32,
       'embedding_size': 32,
       'embedder_blocks': 1,
@@ -216,6 +218,7 @@ def _quickstart(config: ConfigDict) -> None:
   config.control.update(
     steps=800, batch=64, learning_rate=1e-2, schedule='cosine', warmup_steps=50, layers=(2,)
   )
+  config.metacontroller.update(decoder_activation='relu')
   config.discover.update(
     steps=2400,
     batch=64,

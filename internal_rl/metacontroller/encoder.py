@@ -1,5 +1,7 @@
 """The posterior over codes, `mu_t, Sigma_t = f_enc(e_t, h_{t-1}, s)` (App. D.2, Eq. 13)."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,10 +17,12 @@ class Encoder(nn.Module):
   Attributes:
     hidden: width of the hidden layer (64 in Tables A9 and A10).
     code_size: width of a code, `n_z`.
+    initial_std: standard deviation of the posterior at the start; the paper leaves it open.
   """
 
   hidden: int
   code_size: int
+  initial_std: float = 1.0
 
   @nn.compact
   def __call__(
@@ -26,4 +30,5 @@ class Encoder(nn.Module):
   ) -> DiagonalGaussian:
     hidden = nn.relu(nn.Dense(self.hidden)(jnp.concatenate([e, h, s], -1)))
     mean, log_std = jnp.split(nn.Dense(2 * self.code_size)(hidden), 2, -1)
+    log_std = log_std + math.log(self.initial_std)
     return DiagonalGaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))

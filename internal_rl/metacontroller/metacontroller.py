@@ -54,7 +54,10 @@ class Metacontroller(nn.Module):
     width: width of the residual stream, `n_e`.
     code_size: `n_z`, 8 in Tables A9 and A10.
     encoder_hidden: hidden layer of the encoder, 64.
+    initial_std: standard deviation of the posterior at the start; the paper leaves it open. While
+      noise drowns the means, the controller learns to ignore codes and the encoder learns nothing.
     decoder_hidden: hidden layer of the hypernetwork, 32.
+    decoder_activation: of that layer, 'tanh' or 'relu', see `Decoder`; the paper leaves it open.
     history_size: `n_h`, 32.
     embedding_size: `n_s`, 32.
     embedder_blocks: layers of the sequence embedder, `L_emb`; the paper leaves it open.
@@ -77,7 +80,9 @@ class Metacontroller(nn.Module):
   width: int
   code_size: int = 8
   encoder_hidden: int = 64
+  initial_std: float = 1.0
   decoder_hidden: int = 32
+  decoder_activation: str = 'tanh'
   history_size: int = 32
   embedding_size: int = 32
   embedder_blocks: int = 1
@@ -98,13 +103,20 @@ class Metacontroller(nn.Module):
       raise ValueError(
         f'metacontroller.first_gate={self.first_gate!r}: must be one of {FIRST_GATES}'
       )
+    if self.initial_std <= 0:
+      raise ValueError(f'metacontroller.initial_std={self.initial_std}: must be positive')
     self.norm = nn.RMSNorm()
     self.history = History(self.history_size)
     self.embedder = SequenceEmbedder(self.embedding_size, self.embedder_blocks, self.summary)
-    self.encoder = Encoder(self.encoder_hidden, self.code_size)
+    self.encoder = Encoder(self.encoder_hidden, self.code_size, self.initial_std)
     self.switch = Switch(self.switch_hidden, self.num_gates, self.switch_bias)
     self.decoder = Decoder(
-      self.width, self.decoder_hidden, self.controller, self.rank, self.controller_scale
+      width=self.width,
+      hidden=self.decoder_hidden,
+      kind=self.controller,
+      rank=self.rank,
+      init_scale=self.controller_scale,
+      activation=self.decoder_activation,
     )
 
   @property

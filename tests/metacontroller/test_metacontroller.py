@@ -203,8 +203,29 @@ def test_likelihood_trains_every_part_through_the_frozen_upper_blocks():
     ({'first_gate': 'shut'}, 'metacontroller.first_gate'),
     ({'summary': 'all'}, 'metacontroller.summary'),
     ({'rank': 17}, 'controller.rank=17'),
+    ({'initial_std': 0.0}, 'metacontroller.initial_std=0.0'),
+    ({'decoder_activation': 'step'}, 'metacontroller.decoder_activation'),
   ],
 )
 def test_fields_out_of_range_are_refused_by_name(kwargs, message):
   with pytest.raises(ValueError, match=message):
     make(**kwargs)
+
+
+def test_posterior_starts_as_narrow_as_it_is_told():
+  wide, params, e, mask = make(initial_std=0.5)
+  narrow = wide.clone(initial_std=0.05)
+  spread = lambda module: jnp.exp(
+    module.apply(params, e, mask, jax.random.key(1)).posterior.log_std
+  )
+  np.testing.assert_allclose(spread(narrow), 0.1 * spread(wide), rtol=1e-5)
+
+
+@pytest.mark.parametrize(('activation', 'alive'), [('tanh', True), ('relu', False)])
+def test_only_rectified_units_can_shut_codes_out_for_good(activation, alive):
+  module, params, e, _ = make(decoder_activation=activation)
+  layer = params['params']['decoder']['layer']
+  layer['bias'] = jnp.full_like(layer['bias'], -4.0)
+  z = jnp.zeros((BATCH, TIME, module.code_size))
+  control = lambda z: module.apply(params, z, e, method=Metacontroller.control).sum()
+  assert bool(jnp.abs(jax.grad(control)(z)).max() > 0) is alive
