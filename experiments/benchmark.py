@@ -51,26 +51,31 @@ class Timer(Protocol):
 
 
 class CompiledCase:
-  """Times one of our own cases."""
+  """Times one of our own cases.
+
+  Attributes:
+    inputs: makes arguments from a key.
+    compiled: what is timed.
+  """
 
   def __init__(self, case: Case, key: jax.Array):
-    self._inputs = case.inputs
+    self.inputs = case.inputs
     arguments = jax.block_until_ready(case.inputs(key))
     started = time.perf_counter()
-    self._compiled = (
+    self.compiled = (
       jax.jit(case.function).lower(*arguments).compile() if case.jitted else case.function
     )
     seconds = time.perf_counter() - started
-    output = jax.block_until_ready(self._compiled(*arguments))
+    output = jax.block_until_ready(self.compiled(*arguments))
     self.facts: Row = {'unit': case.unit, 'items': case.items, 'compile_seconds': seconds}
     self.facts |= case.details(output)
     if case.jitted:
       self.facts['gflop'] = matmul_flops(case.function, *arguments) / 1e9
 
   def __call__(self, key: jax.Array) -> float:
-    arguments = jax.block_until_ready(self._inputs(key))
+    arguments = jax.block_until_ready(self.inputs(key))
     started = time.perf_counter()
-    jax.block_until_ready(self._compiled(*arguments))
+    jax.block_until_ready(self.compiled(*arguments))
     return time.perf_counter() - started
 
 
@@ -218,7 +223,7 @@ def write(config: common.Config, rows: list[Row]) -> None:
   """Writes what has been measured, with everything needed to measure it again."""
   result = {
     'device': f'{jax.devices()[0].device_kind} x {jax.device_count()}',
-    'cpus': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+    'cpus': benchmark_cases.cores(),
     'jax': jax.__version__,
     'commit': artifacts.commit(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,11 @@ PREFIX_LENGTHS = 4
 STEPS = 100
 
 
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def shapes(config: common.Config, batch: int) -> dict[str, Any]:
   """Returns what a rival is told, so that it does the same work."""
   env: Any = common.environment(config)
@@ -94,7 +100,7 @@ def env_steps(config: common.Config, batch: int) -> Cases:
   An episode that has ended goes on being stepped, which costs the same. On the ant, its physics
   alone stands beside.
   """
-  env = common.environment(config)
+  env: Any = common.environment(config)
   steps = min(env.time_limit, STEPS)
 
   def function(state, actions):

@@ -1,7 +1,6 @@
 """The ant's physics alone, for `benchmark` to time beside its environment. Needs extra `ant`."""
 
 import importlib.metadata
-import os
 from collections.abc import Callable
 
 import jax
@@ -9,7 +8,7 @@ import mujoco
 import numpy as np
 from mujoco import mjx, rollout
 
-from experiments.benchmark_cases import Case, Cases
+from experiments.benchmark_cases import Case, Cases, cores
 from internal_rl.envs.ant_body import AntBody
 
 Inputs = Callable[[jax.Array], tuple]
@@ -57,7 +56,7 @@ def _on_mjx(body: AntBody, inputs: Inputs, items: float) -> Case:
 
 def _in_c(body: AntBody, inputs: Inputs, items: float) -> Case:
   """MuJoCo's own threads, one for each core that this process may use, in float64."""
-  threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  threads = cores()
   pool = rollout.Rollout(nthread=threads)
   workspaces = [mujoco.MjData(body.model) for _ in range(threads)]
 
