@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, discover, pretrain, reinforce
+from internal_rl.envs.environment import Environment
+from internal_rl.envs.gridworld import Gridworld
 from internal_rl.metacontroller import loss as loss_lib
 from internal_rl.metacontroller.metacontroller import Metacontroller
 from internal_rl.models.sequence_model import Carry, SequenceModel
 from internal_rl.rl import learner
 from internal_rl.rl.internal_env import Frozen
-from internal_rl.rl.rollout import Decisions, InternalRollout
+from internal_rl.rl.rollout import Decisions
 from internal_rl.training import state as state_lib
-from internal_rl.types import Params
+from internal_rl.types import Key, Params, Trajectories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +28,12 @@ class Case:
   """One function to be timed.
 
   Attributes:
-    function: jitted by the benchmark; everything it returns is computed.
+    function: jitted by the benchmark, unless `jitted` is False; everything it returns is computed.
     inputs: returns its arguments for one call, from a key, outside the clock.
     items: units of work a call.
     unit: what they are.
     details: what else a row says, from one call's output.
+    jitted: False for a function of numpy arrays on the host.
   """
 
   function: Callable[..., Any]
@@ -37,12 +41,20 @@ class Case:
   items: float
   unit: str
   details: Callable[[Any], dict[str, Any]] = lambda output: {}
+  jitted: bool = True
 
 
 Cases = dict[str, Case]
 # Lengths that recomputation is compiled for. One for each prefix would spare it a fifth of its work
 # and take far longer to compile.
 PREFIX_LENGTHS = 4
+# Raw steps of a call, at most: an episode of the ant is longer, and its steps all cost the same.
+STEPS = 100
+
+
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def shapes(config: common.Config, batch: int) -> dict[str, Any]:
@@ -83,12 +95,13 @@ def _metacontroller_params(config: common.Config, key: jax.Array) -> Params:
 
 
 def env_steps(config: common.Config, batch: int) -> Cases:
-  """Random actions from reset to the time limit; every step's observation is written.
+  """Random actions from reset, at most to the time limit; every step's observation is written.
 
-  An episode that has ended goes on being stepped, which costs the same.
+  An episode that has ended goes on being stepped, which costs the same. On the ant, its physics
+  alone stands beside.
   """
-  env = common.environment(config)
-  steps = env.time_limit
+  env: Any = common.environment(config)
+  steps = min(env.time_limit, STEPS)
 
   def function(state, actions):
     return jax.lax.scan(jax.vmap(env.step), state, actions)
@@ -96,9 +109,29 @@ def env_steps(config: common.Config, batch: int) -> Cases:
   @jax.jit
   def inputs(key):
     state, _ = _reset(env, key, batch)
-    return state, jax.random.randint(key, (steps, batch), 0, env.num_actions)
+    return state, _actions(env, key, (steps, batch))
 
-  return {'env_steps': Case(function, inputs, steps * batch, 'steps')}
+  cases = {'env_steps': Case(function, inputs, steps * batch, 'steps')}
+  if isinstance(env, Gridworld):
+    return cases
+  from experiments import benchmark_physics  # Needs the extra `ant`.
+
+  return cases | benchmark_physics.cases(env.body, inputs, steps * batch)
+
+
+def _actions(env: Environment, key: Key, shape: tuple[int, ...]) -> jax.Array:
+  """Returns random actions: moves, or torques."""
+  if isinstance(env, Gridworld):
+    return jax.random.randint(key, shape, 0, env.num_actions)
+  return jax.random.uniform(key, (*shape, env.num_actions), minval=-1.0)
+
+
+def _observations(env: Environment, key: Key, shape: tuple[int, ...]) -> jax.Array:
+  """Returns noise in the form of observations."""
+  shape = (*shape, env.observation_size)
+  if isinstance(env, Gridworld):
+    return jax.random.bernoulli(key, 0.1, shape).astype(jnp.uint8)
+  return jax.random.normal(key, shape)
 
 
 def env_reset(config: common.Config, batch: int) -> Cases:
@@ -113,18 +146,46 @@ def _reset(env, key, batch):
 
 
 def expert(config: common.Config, batch: int) -> Cases:
-  """Demonstrations as training draws them: layouts (with rejection), episodes, observations."""
-  demonstrator = common.expert(config)
+  """Demonstrations as training draws them: layouts (with rejection), episodes, observations.
+
+  An expert that has to be trained is not.
+  """
+  env, params = common.environment(config), None
+  if common.learns_expert(config):
+    trainer = common.ant().trainer(config, env)
+    params, statistics, _ = jax.jit(trainer.init)(jax.random.key(0))
+    params = {**params, 'statistics': statistics}
+  demonstrator = common.expert(config, env=env, params=params)
   function = lambda key: demonstrator.sample(key, batch, config.data.horizon)
   return {'expert': Case(function, lambda key: (key,), batch, 'episodes')}
+
+
+def _demonstrations(
+  config: common.Config, batch: int, clean: bool = False
+) -> Callable[[Key], Trajectories]:
+  """Returns what draws demonstrations from a key; noise, where no expert is at hand."""
+  horizon = config.data.horizon
+  if not common.learns_expert(config):
+    demonstrator = common.expert(config, clean)
+    return jax.jit(lambda key: demonstrator.sample(key, batch, horizon))
+  env, zeros = common.environment(config), jnp.zeros((batch, horizon), jnp.int32)
+  return jax.jit(
+    lambda key: Trajectories(
+      observations=_observations(env, key, (batch, horizon + 1)),
+      actions=_actions(env, key, (batch, horizon)),
+      mask=jnp.ones((batch, horizon), bool),
+      subgoals=zeros,
+      segments=zeros,
+      tasks=common.task_batch(env, batch),
+    )
+  )
 
 
 def pretrain_update(config: common.Config, batch: int) -> Cases:
   """One update of pretraining on demonstrations at hand. Transitions include the padding."""
   section, model = config.pretrain, common.base_model(config)
-  tx, demonstrator = common.optimiser(section), common.expert(config)
+  tx, sample = common.optimiser(section), _demonstrations(config, batch)
   state = state_lib.create(_base_params(config), tx, jax.random.key(0))
-  sample = jax.jit(lambda key: demonstrator.sample(key, batch, config.data.horizon))
 
   def function(state, batch):
     def loss_fn(params):
@@ -147,13 +208,12 @@ def pretrain_update(config: common.Config, batch: int) -> Cases:
 def discover_update(config: common.Config, batch: int) -> Cases:
   """One update of the population on demonstrations at hand; each member's transitions count."""
   section, base = config.discover, _base_params(config)
-  tx, demonstrator = common.optimiser(section), common.expert(config, clean=True)
+  tx, sample = common.optimiser(section), _demonstrations(config, batch, clean=True)
   members = len(section.alphas) * section.seeds
   alphas = jnp.repeat(jnp.array(section.alphas, jnp.float32), section.seeds)
 
   create = jax.jit(jax.vmap(functools.partial(discover.create, config, tx, base)))
   population = create(jax.random.split(jax.random.key(0), members), alphas)
-  sample = jax.jit(lambda key: demonstrator.sample(key, batch, config.data.horizon))
 
   function = functools.partial(discover.update_members, config, tx)
   inputs = lambda key: (population, base, sample(key), jax.random.split(key, members))
@@ -162,25 +222,44 @@ def discover_update(config: common.Config, batch: int) -> Cases:
   return {'discover': Case(function, inputs, items, 'transitions', details)}
 
 
-def rollout(config: common.Config, batch: int) -> Cases:
-  """Episodes of internal RL with untrained models, from reset until the last one has ended."""
+def _internal(config: common.Config) -> tuple[Any, Params, Frozen]:
+  """Returns internal RL's rollout, its policy and what is frozen; nothing is trained."""
   env, policy = common.post_training_environment(config), common.policy(config)
   frozen = Frozen(
     _base_params(config),
     jax.jit(functools.partial(_metacontroller_params, config))(jax.random.key(0)),
   )
   params = policy.init(jax.random.key(0), jnp.zeros((1, 1, config.model.width)))
-  play = InternalRollout(
-    env,
-    common.base_model(config),
-    common.metacontroller(config),
-    policy,
-    config.metacontroller.threshold,
-    config.reinforce.max_decisions,
-    forced=config.discover.gate == 'open',
-  )
+  play = common.internal_rollout(config, env, policy, config.reinforce.max_decisions)
+  return play, params, frozen
+
+
+def internal_steps(config: common.Config, batch: int) -> Cases:
+  """Raw steps of internal RL: policy, decoder, upper blocks, environment, lower blocks, switch.
+
+  As in `env_steps`, what has ended goes on being stepped.
+  """
+  play, params, frozen = _internal(config)
+  steps = min(play.env.time_limit, STEPS)
+  tasks = common.task_batch(play.env, batch)
+
+  def function(params, frozen, carry):
+    step = lambda carry, _: (play.step(params, frozen, carry), None)
+    return jax.lax.scan(step, carry, length=steps)[0]
+
+  @jax.jit
+  def start(frozen, key):
+    return play.start(frozen, jax.random.split(key, batch), tasks)
+
+  inputs = lambda key: (params, frozen, start(frozen, key))
+  return {'internal_steps': Case(function, inputs, steps * batch, 'steps')}
+
+
+def rollout(config: common.Config, batch: int) -> Cases:
+  """Episodes of internal RL with untrained models, from reset until the last one has ended."""
+  play, params, frozen = _internal(config)
   function = lambda params, frozen, key, tasks: play(params, frozen, key, tasks)
-  inputs = lambda key: (params, frozen, key, common.task_batch(env, batch))
+  inputs = lambda key: (params, frozen, key, common.task_batch(play.env, batch))
   details = lambda output: {'longest_episode': int(output.lengths.max())}
   return {'rollout': Case(function, inputs, batch, 'episodes', details)}
 
@@ -230,7 +309,7 @@ def decode(config: common.Config, batch: int) -> Cases:
     def step(carry, observation):
       lower, e = model.apply(params, carry.lower, observation, method=SequenceModel.lower_step)
       upper, predictions = model.apply(params, carry.upper, e, method=SequenceModel.upper_step)
-      return Carry(lower=lower, upper=upper), predictions.action.logits
+      return Carry(lower=lower, upper=upper), predictions.action
 
     return jax.lax.scan(step, model.initial_carry(batch, steps), observations)[1]
 
@@ -239,20 +318,21 @@ def decode(config: common.Config, batch: int) -> Cases:
       # Written as it comes: were the past constant, XLA would move the model out of the loop.
       time, observation = now
       past = jax.lax.dynamic_update_index_in_dim(past, observation, time, 1)
-      logits = model.apply(params, past[:, :length]).action.logits
-      return past, jax.lax.dynamic_index_in_dim(logits, time, 1, keepdims=False)
+      action = model.apply(params, past[:, :length]).action
+      at_time = lambda x: jax.lax.dynamic_index_in_dim(x, time, 1, keepdims=False)
+      return past, jax.tree.map(at_time, action)
 
-    past, parts = jnp.zeros((batch, steps, env.observation_size), jnp.uint8), []
+    past = jnp.zeros((batch, steps, env.observation_size), observations.dtype)
+    parts = []
     for times in np.array_split(np.arange(steps), min(PREFIX_LENGTHS, steps)):
       now = (jnp.asarray(times), observations[times[0] : times[-1] + 1])
-      past, logits = jax.lax.scan(functools.partial(step, int(times[-1]) + 1), past, now)
-      parts.append(logits)
-    return jnp.concatenate(parts)
+      past, actions = jax.lax.scan(functools.partial(step, int(times[-1]) + 1), past, now)
+      parts.append(actions)
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
   @jax.jit
   def inputs(key):
-    shape = (steps, batch, env.observation_size)
-    return params, jax.random.bernoulli(key, 0.1, shape).astype(jnp.uint8)
+    return params, _observations(env, key, (steps, batch))
 
   items = steps * batch
   return {
@@ -267,6 +347,7 @@ GROUPS: dict[str, Callable[[common.Config, int], Cases]] = {
   'expert': expert,
   'pretrain': pretrain_update,
   'discover': discover_update,
+  'internal_steps': internal_steps,
   'rollout': rollout,
   'policy_update': policy_update,
   'decode': decode,

@@ -268,15 +268,23 @@ def optimiser(section: Config, learning_rate: float | None = None, gradient_step
   )
 
 
-def fit_config(section: Config, evaluated: bool = True, **kwargs) -> loop.FitConfig:
-  """Returns a stage's lengths and intervals; `evaluated` is False where there is no evaluation."""
-  return loop.FitConfig(
-    steps=section.steps,
-    updates_per_call=section.updates_per_call,
-    eval_every=section.eval_every if evaluated else 0,
-    checkpoint_every=section.checkpoint_every,
-    **kwargs,
-  )
+def fit_config(config: Config, stage: str, evaluated: bool = True, **kwargs) -> loop.FitConfig:
+  """Returns a stage's lengths and intervals; `evaluated` is False where there is no evaluation.
+
+  Raises:
+    ValueError: naming the field of the stage's section.
+  """
+  section = config[stage]
+  try:
+    return loop.FitConfig(
+      steps=section.steps,
+      updates_per_call=section.updates_per_call,
+      eval_every=section.eval_every if evaluated else 0,
+      checkpoint_every=section.checkpoint_every,
+      **kwargs,
+    )
+  except ValueError as error:
+    raise ValueError(f'{stage}.{error}') from error
 
 
 def key_for(config: Config, *stream: str | int) -> Key:

@@ -63,7 +63,7 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
   state = loop.fit(
     update,
     state_lib.create(params, tx, key),
-    common.fit_config(section, evaluated=False),
+    common.fit_config(config, 'control', evaluated=False),
     artifacts.stage_dir(workdir, 'control', f'layer_{layer}'),
     frozen=base,
     feed=data.feed(config.seed, section.batch),

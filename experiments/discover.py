@@ -151,7 +151,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   population = loop.fit(
     update,
     population,
-    common.fit_config(section, progress_metrics=('nll', 'kl')),
+    common.fit_config(config, 'discover', progress_metrics=('nll', 'kl')),
     directory,
     frozen=None if common.cotrains(config) else base,
     evaluate=evaluate,

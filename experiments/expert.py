@@ -62,7 +62,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     update,
     state,
     common.fit_config(
-      section,
+      config,
+      'expert',
       best_metric='progress',
       best_mode='max',
       progress_metrics=('success', 'length', 'reward'),

@@ -84,7 +84,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   state = loop.fit(
     update,
     state,
-    common.fit_config(section, best_metric='nll', progress_metrics=('nll',)),
+    common.fit_config(config, 'pretrain', best_metric='nll', progress_metrics=('nll',)),
     directory,
     evaluate=evaluate,
     feed=data.feed(config.seed, section.batch),

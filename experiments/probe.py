@@ -70,7 +70,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   state = loop.fit(
     update,
     state,
-    common.fit_config(section),
+    common.fit_config(config, 'probe'),
     directory,
     frozen=base,
     evaluate=evaluate,

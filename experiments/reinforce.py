@@ -167,7 +167,7 @@ class _Trainer:
     state = loop.fit(
       self.update,
       state_lib.create(self.method.init(stream('init')), self.optimiser(rate), stream('train')),
-      common.fit_config(section, progress_metrics=('success',)),
+      common.fit_config(config, 'reinforce', progress_metrics=('success',)),
       directory,
       frozen=self.method.frozen,
       evaluate=self.evaluate,

@@ -34,7 +34,7 @@ REQUIREMENTS = {
   'navix': ['navix>=0.7'],
   'torch': ['torch==2.13.0', '--index-url', 'https://download.pytorch.org/whl/cpu'],
 }
-# Which of our rows each is compared with.
+# Which of the gridworld's rows each is compared with.
 BY_GROUP = {'env_steps': ('xminigrid', 'navix'), 'pretrain': ('torch',)}
 
 

@@ -108,6 +108,9 @@ class Trainer:
   reward_scale: float = 0.1
 
   def __post_init__(self):
+    for field in ('unroll', 'epochs', 'minibatches'):
+      if getattr(self, field) < 1:
+        raise ValueError(f'expert.{field}={getattr(self, field)}: must be at least 1')
     if self.num_envs % self.minibatches:
       raise ValueError(
         f'expert.minibatches={self.minibatches}: must divide expert.batch ({self.num_envs})'

@@ -52,7 +52,7 @@ class Decisions:
 
 
 @struct.dataclass
-class _Carry:
+class RolloutCarry:
   """One raw step's state of the whole batch; see also `InternalState`."""
 
   env: Any
@@ -116,10 +116,8 @@ class InternalRollout:
     self, policy_params: Params, frozen: Frozen, keys: Keys, tasks: Int[Array, ' b']
   ) -> Decisions:
     """The same with one key an episode."""
-    reset_keys, sampling_keys = jax.vmap(episode_keys)(keys)
-    step = functools.partial(self._step, policy_params, frozen)
-    start = self._start(frozen, reset_keys, sampling_keys, tasks)
-    end = unroll(step, start, self.env.time_limit)
+    step = functools.partial(self.step, policy_params, frozen)
+    end = unroll(step, self.start(frozen, keys, tasks), self.env.time_limit)
     return end.out.replace(
       mask=jnp.arange(self.capacity)[None] < end.count[:, None],
       dropped=jnp.maximum(end.count - self.capacity, 0),
@@ -127,10 +125,10 @@ class InternalRollout:
       final=end.env,
     )
 
-  def _start(
-    self, frozen: Frozen, reset_keys: Keys, sampling_keys: Keys, tasks: Int[Array, ' b']
-  ) -> _Carry:
+  def start(self, frozen: Frozen, keys: Keys, tasks: Int[Array, ' b']) -> RolloutCarry:
+    """Returns one episode of each of `tasks` at its start, where each has to decide."""
     batch = tasks.shape[0]
+    reset_keys, sampling_keys = jax.vmap(episode_keys)(keys)
     env_state, timestep = jax.vmap(self.env.reset)(reset_keys, tasks)
     base = self.model.initial_carry(batch, self.env.time_limit)
     lower, e = self._lower(frozen, base.lower, timestep.observation)
@@ -150,7 +148,7 @@ class InternalRollout:
       dropped=none,
       final=None,
     )
-    return _Carry(
+    return RolloutCarry(
       env=env_state,
       keys=sampling_keys,
       base=base.replace(lower=lower),
@@ -165,7 +163,8 @@ class InternalRollout:
       out=out,
     )
 
-  def _step(self, policy_params: Params, frozen: Frozen, carry: _Carry) -> _Carry:
+  def step(self, policy_params: Params, frozen: Frozen, carry: RolloutCarry) -> RolloutCarry:
+    """Takes one raw step of the whole batch; where a code is due, the policy chooses it first."""
     carry = self._decide(policy_params, carry)
     controlled = self._apply(frozen, Metacontroller.control, carry.z, carry.e)
     upper, predictions = self.model.apply(
@@ -188,7 +187,7 @@ class InternalRollout:
       out=carry.out.replace(returns=carry.out.returns + timestep.reward),
     )
 
-  def _decide(self, policy_params: Params, carry: _Carry) -> _Carry:
+  def _decide(self, policy_params: Params, carry: RolloutCarry) -> RolloutCarry:
     """Samples a code and records the decision, in the episodes where one is due."""
     decide = carry.due & ~carry.done
     policy, distribution = self.policy.apply(

@@ -110,9 +110,16 @@ class Checkpoints:
         name: {'spec': spec(leaf), 'crc32': _crc32(leaves[name])}
         for name, leaf in named_leaves(state).items()
       },
+      # Orbax refuses arrays without elements.
+      'empty': {
+        name: {'dtype': str(leaf.dtype), 'shape': leaf.shape}
+        for name, leaf in leaves.items()
+        if not leaf.size
+      },
     }
+    stored = {name: leaf for name, leaf in leaves.items() if leaf.size}
     args = ocp.args.Composite(
-      state=ocp.args.PyTreeSave(leaves), metadata=ocp.args.JsonSave(metadata)
+      state=ocp.args.PyTreeSave(stored), metadata=ocp.args.JsonSave(metadata)
     )
     directory = os.path.join(self.workdir, kind)
     try:
@@ -254,6 +261,8 @@ def _try_read(
         _refuse_other_config(path, metadata['fingerprint'], fingerprint, partial)
       args = ocp.args.Composite(state=ocp.args.PyTreeRestore())
       leaves = reader.restore(path, args=args).state
+    for name, empty in metadata.get('empty', {}).items():
+      leaves[name] = np.zeros(**empty)
     expected = {name: leaf['crc32'] for name, leaf in metadata['leaves'].items()}
     actual = {name: _crc32(leaf) for name, leaf in leaves.items()}
     if damaged := [name for name in expected if actual.get(name) != expected[name]]:

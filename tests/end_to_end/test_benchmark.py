@@ -10,10 +10,21 @@ import jax
 import numpy as np
 import pytest
 
+from configs import ant
 from configs.gridworld import get_config
 from experiments import benchmark, benchmark_cases, rivals
+from internal_rl.envs.ant_body import AntBody
+from tests.end_to_end.test_ant_pipeline import glide
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+WITHOUT_ANT = """
+import sys
+sys.modules['mujoco'] = None
+from absl import app
+from experiments import benchmark
+app.run(benchmark.main, ['benchmark', '--config=configs/ant.py:smoke'])
+"""
 
 
 def launch(out, *flags):
@@ -116,10 +127,51 @@ def test_decoding_with_a_cache_and_from_the_whole_past_is_the_same_work():
   cases = benchmark_cases.decode(get_config('smoke'), 3)
   cached, recompute = cases['decode_cached'], cases['decode_recompute']
   arguments = cached.inputs(jax.random.key(0))
-  fast, slow = jax.jit(cached.function)(*arguments), jax.jit(recompute.function)(*arguments)
+  fast, slow = (jax.jit(case.function)(*arguments).logits for case in (cached, recompute))
   assert fast.shape == slow.shape
   assert np.ptp(fast) > 0
   np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ants_physics_rows_simulate_what_its_environment_does():
+  config, key = ant.get_config('small'), jax.random.key(0)
+  config.env.time_limit = 3
+  makers = benchmark.makers_of(config, 'env_steps', 4, key, '')
+  timers = {name: make() for name, make in makers.items()}
+  rows = benchmark.measure({name: lambda n=name: timers[n] for name in timers}, 0.0, key)
+  assert [row['row'] for row in rows] == ['env_steps', 'physics', 'mujoco_c']
+  for row in rows:
+    assert row['per_second'] * row['seconds'] == pytest.approx(3 * 4)
+  assert rows[1]['behind'] == pytest.approx(rows[0]['per_second'] / rows[1]['per_second'])
+  outputs = {name: timer.compiled(*timer.inputs(key)) for name, timer in timers.items()}
+  state, _ = outputs['env_steps']
+  whole = np.asarray(state.time) == 3
+  assert whole.any()
+  for name, tolerance in (('physics', 1e-5), ('mujoco_c', 1e-2)):  # C has float64.
+    qpos, qvel = (np.asarray(x)[whole] for x in outputs[name])
+    np.testing.assert_allclose(qpos, state.body.qpos[whole], atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(qvel, state.body.qvel[whole], atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ('group', 'items'),
+  [('expert', 2), ('pretrain', 32), ('discover', 64), ('internal_steps', 32), ('decode', 32)],
+)
+def test_the_ant_has_the_gridworlds_rows(group, items, monkeypatch):
+  monkeypatch.setattr(AntBody, 'advance', glide)
+  config, key = ant.get_config('smoke'), jax.random.key(0)  # Two members, episodes of 16 steps.
+  for row in benchmark.measure(benchmark.makers_of(config, group, 2, key, 'nowhere'), 0.0, key):
+    assert row.get('error') is None
+    assert row['per_second'] * row['seconds'] == pytest.approx(items)
+
+
+def test_without_the_extra_one_line_says_that_the_ants_rows_are_left_out():
+  command = [sys.executable, '-c', WITHOUT_ANT]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode != 0
+  assert done.stderr.strip().splitlines()[-1] == (
+    "All rows are left out: env.kind='ant' needs mujoco; run: pip install -e '.[ant]'"
+  )
 
 
 def test_a_rival_that_is_not_installed_says_how_to_install_it(tmp_path):

@@ -65,3 +65,31 @@ def test_a_likelihood_of_another_worlds_observations_is_refused(world, likelihoo
   config.model.observation_likelihood = likelihood
   with pytest.raises(ValueError, match=rf"model\.observation_likelihood='{likelihood}': must be"):
     common.base_model(config)
+
+
+@pytest.mark.parametrize(
+  ('world', 'presets'),
+  [(gridworld, ('paper', 'small', 'quickstart', 'smoke')), (ant, ('paper', 'small', 'smoke'))],
+  ids=['gridworld', 'ant'],
+)
+def test_the_lengths_of_all_stages_fit_their_calls(world, presets):
+  for config in map(world.get_config, presets):
+    sections = {name: s for name, s in config.items() if isinstance(s, common.Config)}
+    stages = [name for name, section in sections.items() if 'updates_per_call' in section]
+    assert set(stages) >= {'pretrain', 'probe', 'control', 'discover', 'reinforce'}
+    assert all(common.fit_config(config, stage).steps for stage in stages)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('updates_per_call', 0, r'expert\.updates_per_call=0: must be at least 1'),
+    ('updates_per_call', 3, r'expert\.steps=8000: must be a multiple of updates_per_call \(3\)'),
+    ('eval_every', 15, r'expert\.eval_every=15: must be a multiple of updates_per_call \(10\)'),
+  ],
+)
+def test_lengths_that_do_not_fit_are_refused_by_field(field, value, message):
+  config = ant.get_config('small')
+  config.expert[field] = value
+  with pytest.raises(ValueError, match=message):
+    common.fit_config(config, 'expert')

@@ -1,5 +1,6 @@
 """The ant's expert knows the way, one gait serves all directions, and training is reproducible."""
 
+import dataclasses
 import functools
 
 import jax
@@ -217,6 +218,15 @@ def test_reward_is_the_sum_of_its_terms():
   np.testing.assert_allclose(got, 2 + rest - 10, rtol=1e-3)
 
 
-def test_bad_settings_are_refused():
-  with pytest.raises(ValueError, match=r'expert\.minibatches=3: must divide expert\.batch \(8\)'):
-    ant_ppo.Trainer(TRAINER.actor, ant_ppo.Reward(), num_envs=8, unroll=4, minibatches=3)
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('minibatches', 3, r'expert\.minibatches=3: must divide expert\.batch \(8\)'),
+    ('minibatches', 0, r'expert\.minibatches=0: must be at least 1'),
+    ('epochs', 0, r'expert\.epochs=0: must be at least 1'),
+    ('unroll', 0, r'expert\.unroll=0: must be at least 1'),
+  ],
+)
+def test_bad_settings_are_refused(field, value, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(TRAINER, **{field: value})

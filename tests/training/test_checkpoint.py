@@ -21,6 +21,7 @@ def state(value):
     'float32': jnp.full((3, 2), value, jnp.float32),
     'bfloat16': jnp.full(5, value, jnp.bfloat16),
     'scalar': jnp.asarray(value, jnp.float32),
+    'empty': jnp.zeros((4, 0), jnp.bfloat16),
   }
   extra = {
     'bool': jnp.asarray([True, False]),
@@ -28,6 +29,7 @@ def state(value):
     'keys': jax.random.split(jax.random.key(7), 3),
     'rbg': jax.random.key(8, impl='rbg'),
     'none': None,
+    'no_keys': jax.random.split(jax.random.key(1), 0),
   }
   return training.create(params, training.optimiser(0.1), jax.random.key(9), extra)
 
