@@ -161,6 +161,8 @@ def _paper() -> ConfigDict:
   config.discover.seeds = 1
   config.discover.tolerances = (0, 10)  # Steps: half a second.
   config.discover.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
+  config.discover.base = 'frozen'  # or co-trained from 'pretrained' (App. C.4.2) or 'random'
+  config.discover.observation_weight = 0.0  # lambda of Eq. 3
   config.discover.kl_weight = 'all'  # [open] or 'gated'
   # [open] alpha is 0 for so many updates, then grows linearly to its value over so many more.
   config.discover.alpha_delay = 0

@@ -18,6 +18,7 @@ from experiments import common
 from experiments.common import Config
 from internal_rl.data.demonstrations import Demonstrations
 from internal_rl.envs.environment import Pinpad
+from internal_rl.rl.internal_env import Frozen
 from internal_rl.training import checkpoint
 from internal_rl.types import Params
 
@@ -127,13 +128,20 @@ def base_params(config: Config, workdir: str) -> Params:
   )
 
 
-def metacontroller_params(config: Config, workdir: str) -> Params:
-  """Restores the metacontroller that `discover` selected, or says which command makes it."""
-  return checkpoint.restore_params(
+def discovered(config: Config, workdir: str) -> Frozen:
+  """Restores what internal RL acts with, or says which command makes it.
+
+  Returns:
+    The metacontroller that `discover` selected, and its base model: the pretrained one, or the one
+    that was trained along with it (App. C.4.2).
+  """
+  base = None if common.cotrains(config) else base_params(config, workdir)
+  selected = checkpoint.restore_params(
     stage_dir(workdir, 'discover', 'selected'),
     expect=fingerprint(config, 'discover'),
     hint='run: ' + command(config, workdir, 'discover'),
   )
+  return Frozen(**selected) if base is None else Frozen(base, selected)
 
 
 def read_result(config: Config, workdir: str, stage: str) -> dict[str, Any] | None:

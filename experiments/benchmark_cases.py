@@ -207,33 +207,15 @@ def pretrain_update(config: common.Config, batch: int) -> Cases:
 
 def discover_update(config: common.Config, batch: int) -> Cases:
   """One update of the population on demonstrations at hand; each member's transitions count."""
-  section, model = config.discover, common.base_model(config)
+  section, base = config.discover, _base_params(config)
   tx, sample = common.optimiser(section), _demonstrations(config, batch, clean=True)
-  base = _base_params(config)
   members = len(section.alphas) * section.seeds
   alphas = jnp.repeat(jnp.array(section.alphas, jnp.float32), section.seeds)
 
-  @jax.jit
-  @jax.vmap
-  def create(key, alpha):
-    return state_lib.create(_metacontroller_params(config, key), tx, key, extra=alpha)
-
+  create = jax.jit(jax.vmap(functools.partial(discover.create, config, tx, base)))
   population = create(jax.random.split(jax.random.key(0), members), alphas)
 
-  def function(population, base, batch, keys):
-    e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-
-    def member(state, key):
-      def loss_fn(params):
-        codes, log_prob = discover.infer(config, params, base, batch, e, key, 0.0)
-        alpha = discover.alpha_at(config, state.step, state.extra)
-        return loss_lib.objective(log_prob, codes, batch.mask, alpha, section.kl_weight).loss
-
-      loss, grads = jax.value_and_grad(loss_fn)(state.params)
-      return state_lib.apply_gradients(state, grads, tx), loss
-
-    return jax.vmap(member)(population, keys)
-
+  function = functools.partial(discover.update_members, config, tx)
   inputs = lambda key: (population, base, sample(key), jax.random.split(key, members))
   items = members * batch * config.data.horizon
   details = lambda output: {'members': members}

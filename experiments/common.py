@@ -43,6 +43,7 @@ from internal_rl.types import Key, Params
 Run = Callable[[Config, str], Mapping[str, Any]]
 KINDS = ('gridworld', 'ant')
 STORES = {False: 'D', True: 'D_star'}
+BASES = ('frozen', 'random', 'pretrained')
 SECONDS = 'seconds.jsonl'
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -234,6 +235,19 @@ def base_model(config: Config) -> SequenceModel:
 def metacontroller(config: Config) -> Metacontroller:
   """Returns the metacontroller."""
   return Metacontroller(width=config.model.width, **config.metacontroller)
+
+
+def cotrains(config: Config) -> bool:
+  """Whether `discover` trains the base model along with the metacontroller (App. C.4.2)."""
+  start, gate = config.discover.base, config.discover.gate
+  if start not in BASES:
+    raise ValueError(f'discover.base={start!r}: must be one of {BASES}')
+  if start != 'frozen' and gate == 'open':
+    raise ValueError(
+      f"discover.gate={gate!r}: must be 'soft' or 'gumbel' with discover.base={start!r}; forced "
+      'switching is a baseline of its own, on the frozen base'
+    )
+  return start != 'frozen'
 
 
 def policy(config: Config) -> CodePolicy:

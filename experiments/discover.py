@@ -2,10 +2,13 @@
 
   python -m experiments.discover --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 
-All strengths and seeds train side by side as one vmapped population on the same batches, so that
-the frozen lower half is computed once. `--config.discover.gate=open` is the forced-switch variant.
+All strengths and seeds train side by side as one vmapped population on the same batches of `D*`, so
+that the frozen lower half is computed once. `--config.discover.gate=open` is the forced-switch
+variant. With `--config.discover.base=random` or `pretrained`, co-training (App. C.4.2), every
+member trains a base model of its own along, on the same loss, data and optimiser.
 """
 
+import functools
 import itertools
 import os
 import time
@@ -14,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import logging
 
 from experiments import artifacts, common
@@ -21,6 +25,7 @@ from internal_rl.analysis import switching
 from internal_rl.data.demonstrations import Demonstrations
 from internal_rl.metacontroller import loss as loss_lib
 from internal_rl.metacontroller.metacontroller import Codes, Metacontroller
+from internal_rl.models.heads import Predictions
 from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.rl.internal_env import Frozen
 from internal_rl.training import checkpoint, loop, metrics
@@ -30,25 +35,23 @@ from internal_rl.types import Params, Trajectories
 
 def infer(
   config: common.Config,
-  params: Params,
-  base: Params,
+  models: Frozen,
   batch: Trajectories,
-  e,
   key,
   hardness,
   evaluating: bool = False,
-) -> tuple[Codes, jax.Array]:
-  """Returns the codes of a batch and the log-likelihood of its actions under their control.
+) -> tuple[Codes, Predictions]:
+  """Returns the codes of a batch and what the base model predicts under their control.
 
   Gumbel noise is for training: internal RL's switch has none, and so has none when `evaluating`.
   """
   mode = config.discover.gate
   mode = 'soft' if evaluating and mode == 'gumbel' else mode
   module, model = common.metacontroller(config), common.base_model(config)
-  codes = module.apply(params, e, batch.mask, key, mode, hardness)
-  controlled = module.apply(params, codes.z, e, method=Metacontroller.control)
-  predictions = model.apply(base, controlled, method=SequenceModel.upper)
-  return codes, predictions.action.log_prob(batch.actions)
+  e = model.apply(models.base, batch.inputs, method=SequenceModel.lower)
+  codes = module.apply(models.metacontroller, e, batch.mask, key, mode, hardness)
+  controlled = module.apply(models.metacontroller, codes.z, e, method=Metacontroller.control)
+  return codes, model.apply(models.base, controlled, method=SequenceModel.upper)
 
 
 def alpha_at(config: common.Config, step: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -58,58 +61,91 @@ def alpha_at(config: common.Config, step: jax.Array, alpha: jax.Array) -> jax.Ar
   return alpha * jnp.clip(ramp, 0, 1)
 
 
+def create(
+  config: common.Config, tx: optax.GradientTransformation, base: Params, key, alpha
+) -> state_lib.TrainState:
+  """Returns a member before its first update; `base` is pretrained, and not read if 'random'."""
+  init_key, noise_key, train_key, base_key = jax.random.split(key, 4)
+  e, mask = jnp.zeros((1, 2, config.model.width)), jnp.ones((1, 2), bool)
+  method = Metacontroller.touch_everything
+  params = common.metacontroller(config).init(init_key, e, mask, noise_key, method=method)
+  if config.discover.base == 'random':
+    observations = jnp.zeros((1, 2, common.environment(config).observation_size))
+    base = common.base_model(config).init(base_key, observations)
+  trained = Frozen(base, params) if common.cotrains(config) else params
+  return state_lib.create(trained, tx, train_key, extra=alpha)
+
+
+def models_of(config: common.Config, params: Params, base: Params) -> Frozen:
+  """Returns base and metacontroller of a member: `base` is that of all, where it is frozen."""
+  return params if common.cotrains(config) else Frozen(base, params)
+
+
+def objective(
+  config: common.Config, models: Frozen, batch: Trajectories, key, step, alpha
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the loss of Eq. 3 at an update, and its terms in nats per step."""
+  section, mask = config.discover, batch.mask
+  hardness = (step >= section.steps - section.hard_steps).astype(jnp.float32)
+  codes, predictions = infer(config, models, batch, key, hardness)
+  log_prob, alpha = predictions.action.log_prob(batch.actions), alpha_at(config, step, alpha)
+  terms = loss_lib.objective(log_prob, codes, mask, alpha, section.kl_weight)
+  loss, row = terms.loss, {'nll': terms.nll, 'kl': terms.kl}
+  if section.observation_weight:
+    log_prob = predictions.observation.log_prob(batch.next_observations)
+    row['observation_nll'] = -loss_lib.masked_mean(log_prob, mask)
+    loss += section.observation_weight * row['observation_nll']
+  return loss, {'loss': loss, **row}
+
+
+def update_members(
+  config: common.Config,
+  tx: optax.GradientTransformation,
+  population: state_lib.TrainState,
+  base: Params,
+  batch: Trajectories,
+  keys,
+) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+  """One update of all members, each with a key of its own.
+
+  `jax.vmap` computes once what no member differs in: the lower half of a frozen base.
+  """
+
+  def member(state, key):
+    def loss_fn(params):
+      models = models_of(config, params, base)
+      return objective(config, models, batch, key, state.step, state.extra)
+
+    grads, row = jax.grad(loss_fn, has_aux=True)(state.params)
+    return state_lib.apply_gradients(state, grads, tx), row
+
+  return jax.vmap(member)(population, keys)
+
+
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Trains the population, measures every member, and selects the one that internal RL will use."""
   started, section = time.time(), config.discover
-  for field in ('alphas', 'seeds'):
-    if not section[field]:
-      raise ValueError(f'discover.{field}={section[field]!r}: name at least one')
-  if 0 not in section.tolerances:
-    raise ValueError(f'discover.tolerances={section.tolerances}: 0 must be among them')
+  _require_sound(config)
   data = artifacts.demonstrations(config, workdir, clean=True)
-  model, tx = common.base_model(config), common.optimiser(section)
-  module, base = common.metacontroller(config), artifacts.base_params(config, workdir)
+  tx = common.optimiser(section)
   members = list(itertools.product(section.alphas, range(section.seeds)))
-  lower = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.lower)
-  example = data.example()
-  e = lower(base, example)
-
-  def create(key, alpha):
-    init_key, noise_key, train_key = jax.random.split(key, 3)
-    params = module.init(
-      init_key, e, example.mask, noise_key, method=Metacontroller.touch_everything
-    )
-    return state_lib.create(params, tx, train_key, extra=alpha)
-
+  base = None if section.base == 'random' else artifacts.base_params(config, workdir)
   # Strengths of one seed share initialisation and noise, so that they differ in alpha alone.
   keys = jnp.stack([common.key_for(config, 'discover', seed) for _, seed in members])
-  population = jax.vmap(create)(keys, jnp.array([alpha for alpha, _ in members]))
+  population = jax.vmap(functools.partial(create, config, tx, base))(
+    keys, jnp.array([alpha for alpha, _ in members])
+  )
 
   def update(population, base, keys, fed=None):
     batch = data.batch(jax.random.split(keys[0])[0], section.batch, fed)
-    e = lower(base, batch)
-
-    def member(state, key):
-      _, noise_key = jax.random.split(key)
-      hardness = (state.step >= section.steps - section.hard_steps).astype(jnp.float32)
-
-      def loss_fn(params):
-        codes, log_prob = infer(config, params, base, batch, e, noise_key, hardness)
-        alpha = alpha_at(config, state.step, state.extra)
-        terms = loss_lib.objective(log_prob, codes, batch.mask, alpha, section.kl_weight)
-        return terms.loss, {'loss': terms.loss, 'nll': terms.nll, 'kl': terms.kl}
-
-      grads, row = jax.grad(loss_fn, has_aux=True)(state.params)
-      return state_lib.apply_gradients(state, grads, tx), row
-
-    return jax.vmap(member)(population, keys)
+    noise_keys = jax.vmap(lambda key: jax.random.split(key)[1])(keys)
+    return update_members(config, tx, population, base, batch, noise_keys)
 
   def evaluate(population, base, key, held_out=None):
     batch_key, noise_key = jax.random.split(key)
     batch = data.batch(batch_key, section.eval_batch, held_out)
-    e = lower(base, batch)
-    one = lambda state: measure(config, state.params, base, batch, e, noise_key)[0]
-    return jax.vmap(one)(population)
+    models = lambda state: models_of(config, state.params, base)
+    return jax.vmap(lambda state: measure(config, models(state), batch, noise_key)[0])(population)
 
   directory = artifacts.stage_dir(workdir, 'discover')
   population = loop.fit(
@@ -117,20 +153,21 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     population,
     common.fit_config(config, 'discover', progress_metrics=('nll', 'kl')),
     directory,
-    frozen=base,
+    frozen=None if common.cotrains(config) else base,
     evaluate=evaluate,
     feed=data.feed(config.seed, section.batch),
     held_out=data.held_out(section.eval_batch),
     fingerprint=artifacts.fingerprint(config, 'discover') | data.fingerprint,
   )
   params_of = lambda i: jax.tree.map(lambda x: x[i], population.params)
-  held_out, prior_success = _held_out(config, data, base), _prior_success(config, base)
+  models = lambda i: models_of(config, params_of(i), base)
+  held_out, prior_success = _held_out(config, data), _prior_success(config)
   rows = [
     {
       'alpha': alpha,
       'seed': seed,
-      **held_out(params_of(i)),
-      'prior_success': prior_success(params_of(i), 'selection'),
+      **held_out(models(i)),
+      'prior_success': prior_success(models(i), 'selection'),
     }
     for i, (alpha, seed) in enumerate(members)
   ]
@@ -146,7 +183,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   curve = [row for row in logged if 'eval/f1' in row]
   values = {
     # Measured again: the best of several is lucky.
-    'prior_success': prior_success(params_of(chosen), 'final'),
+    'prior_success': prior_success(models(chosen), 'final'),
     'selected': chosen,
     'selection_episodes': len(rows) * config.evaluate.episodes,
     'members': rows,
@@ -155,8 +192,25 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   return artifacts.write_result(config, workdir, 'discover', {**rows[chosen], **values}, started)
 
 
+def _require_sound(config: common.Config) -> None:
+  section = config.discover
+  for field in ('alphas', 'seeds'):
+    if not section[field]:
+      raise ValueError(f'discover.{field}={section[field]!r}: name at least one')
+  if 0 not in section.tolerances:
+    raise ValueError(f'discover.tolerances={section.tolerances}: 0 must be among them')
+  common.cotrains(config)
+  weight, predicts = section.observation_weight, config.pretrain.observation_weight > 0
+  if weight < 0 or (weight and not predicts):
+    raise ValueError(
+      f'discover.observation_weight={weight}: must be 0, or positive with a positive '
+      f'pretrain.observation_weight ({config.pretrain.observation_weight}), without which the base '
+      'model predicts no observations'
+    )
+
+
 def measure(
-  config: common.Config, params: Params, base: Params, batch: Trajectories, e, key
+  config: common.Config, models: Frozen, batch: Trajectories, key
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
   """Measures one metacontroller on a batch.
 
@@ -165,8 +219,9 @@ def measure(
     and the true switches. Switches are those of the hard gate, with which internal RL acts.
   """
   section, mask = config.discover, batch.mask
-  soft, log_prob = infer(config, params, base, batch, e, key, 0.0, evaluating=True)
-  hard, hard_log_prob = infer(config, params, base, batch, e, key, 1.0, evaluating=True)
+  soft, predicted = infer(config, models, batch, key, 0.0, evaluating=True)
+  hard, hard_predicted = infer(config, models, batch, key, 1.0, evaluating=True)
+  log_prob, hard_log_prob = (p.action.log_prob(batch.actions) for p in (predicted, hard_predicted))
   terms = loss_lib.objective(log_prob, soft, mask, 0.0, section.kl_weight)
   detected = switching.detected_switches(hard.beta, mask, config.metacontroller.threshold)
   true = switching.true_switches(batch.segments, mask)
@@ -181,22 +236,19 @@ def measure(
   return row, detected, true
 
 
-def _held_out(
-  config: common.Config, data: Demonstrations, base: Params
-) -> Callable[[Params], dict[str, float]]:
+def _held_out(config: common.Config, data: Demonstrations) -> Callable[[Frozen], dict[str, float]]:
   """Returns what measures a metacontroller on held-out layouts; compiles once for all of them."""
-  model, episodes = common.base_model(config), data.held_out(config.evaluate.batch)
+  episodes = data.held_out(config.evaluate.batch)
 
   @jax.jit
-  def measured_on(params, base, key, episodes):
+  def measured_on(models, key, episodes):
     batch_key, noise_key = jax.random.split(key)
     batch = data.batch(batch_key, config.evaluate.batch, episodes)
-    e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-    return measure(config, params, base, batch, e, noise_key)
+    return measure(config, models, batch, noise_key)
 
-  def held_out(params: Params) -> dict[str, float]:
+  def held_out(models: Frozen) -> dict[str, float]:
     key = common.key_for(config, 'discover', 'final')
-    measured, detected, true = jax.device_get(measured_on(params, base, key, episodes))
+    measured, detected, true = jax.device_get(measured_on(models, key, episodes))
     row = {name: float(value) for name, value in measured.items()}
     for tolerance in config.discover.tolerances:
       found = switching.alignment(detected, true, tolerance)
@@ -209,9 +261,7 @@ def _held_out(
   return held_out
 
 
-def _prior_success(
-  config: common.Config, base: Params
-) -> Callable[[Params, str], dict[str, float]]:
+def _prior_success(config: common.Config) -> Callable[[Frozen, str], dict[str, float]]:
   """Returns what measures a metacontroller's success on the post-training task before any RL.
 
   Codes are drawn from N(0, I); the episodes are those of the key stream that is named.
@@ -223,8 +273,8 @@ def _prior_success(
   rollout = common.internal_rollout(config, env, policy)
   tasks = common.task_batch(env, config.evaluate.batch)
   episodes = jax.jit(lambda fresh, frozen, key: rollout(fresh, frozen, key, tasks))
-  return lambda params, stream: common.success_rate(
-    lambda key: episodes(fresh, Frozen(base, params), key),
+  return lambda models, stream: common.success_rate(
+    lambda key: episodes(fresh, models, key),
     common.key_for(config, 'discover', 'prior', stream),
     config.evaluate.episodes,
     config.evaluate.batch,

@@ -18,7 +18,6 @@ from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.envs import pinpad
 from internal_rl.envs.environment import Pinpad
 from internal_rl.metacontroller.metacontroller import Metacontroller
-from internal_rl.models.sequence_model import SequenceModel
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -96,16 +95,14 @@ def _base_success(config: common.Config, workdir: str) -> dict[str, Any]:
 
 def _replay_success(config: common.Config, workdir: str) -> dict[str, Any]:
   """Success when the codes inferred from a demonstration are replayed with oracle switching."""
-  base = artifacts.base_params(config, workdir)
-  params = artifacts.metacontroller_params(config, workdir)
-  found = {}
+  models, found = artifacts.discovered(config, workdir), {}
   for name, env in _worlds(config).items():
     expert = artifacts.expert(config, workdir, clean=True, env=env)
     replay = _replay(config, env)
 
     def demonstrated(key, replay=replay, expert=expert):
       # Where the expert fails there is nothing to replay.
-      episodes, successful = replay(expert, base, params, key)
+      episodes, successful = replay(expert, models, key)
       return jax.tree.map(lambda x: x[np.asarray(successful)], episodes)
 
     found[name] = _success(config, 'replay', demonstrated)
@@ -113,17 +110,15 @@ def _replay_success(config: common.Config, workdir: str) -> dict[str, Any]:
 
 
 def _replay(config: common.Config, env: Pinpad):
-  """Returns `(expert, base, codes, key) -> (episodes, which of them had a demonstration)`."""
-  model, module = common.base_model(config), common.metacontroller(config)
-  rollout = BaseRollout(env, model)
+  """Returns `(expert, models, key) -> (episodes, which of them had a demonstration)`."""
+  module, rollout = common.metacontroller(config), BaseRollout(env, common.base_model(config))
 
   @jax.jit
-  def replay(expert, base, params, key):
+  def replay(expert, models, key):
     demonstration_key, code_key, start_key, action_key = jax.random.split(key, 4)
     episodes = expert.rollout(demonstration_key, config.evaluate.batch)
     batch = expert.observations(episodes)
-    e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-    found, _ = discover.infer(config, params, base, batch, e, code_key, 1.0, evaluating=True)
+    found, _ = discover.infer(config, models, batch, code_key, 1.0, evaluating=True)
     by_segment = codes.by_segment(
       found.posterior.mean, batch.segments, batch.mask, int(env.tasks.segments.max()) + 1
     )
@@ -131,11 +126,11 @@ def _replay(config: common.Config, env: Pinpad):
     def steer(state, e, by_segment):
       segment = jax.vmap(pinpad.segment, (None, 0))(env.tasks, state.progress)
       z = jnp.take_along_axis(by_segment, segment[:, None, None], 1)[:, 0]
-      return module.apply(params, z, e, method=Metacontroller.control)
+      return module.apply(models.metacontroller, z, e, method=Metacontroller.control)
 
     start_keys = jax.random.split(start_key, config.evaluate.batch)
     state, timestep = jax.vmap(env.start)(start_keys, episodes.layout, episodes.tasks)
-    replayed = rollout.run(base, action_key, state, timestep, steer, by_segment)
+    replayed = rollout.run(models.base, action_key, state, timestep, steer, by_segment)
     return replayed, batch.mask[:, 0]
 
   return replay
@@ -143,18 +138,16 @@ def _replay(config: common.Config, env: Pinpad):
 
 def _code_meaning(config: common.Config, workdir: str) -> dict[str, dict[str, float]]:
   """What is linearly decodable from mu at the first step of each subgoal, beside chance."""
-  base = artifacts.base_params(config, workdir)
-  params = artifacts.metacontroller_params(config, workdir)
-  data, model = artifacts.demonstrations(config, workdir, clean=True), common.base_model(config)
+  models = artifacts.discovered(config, workdir)
+  data = artifacts.demonstrations(config, workdir, clean=True)
   env = data.expert.env
 
   @jax.jit
-  def measure(base, params, key, held_out):
+  def measure(models, key, held_out):
     batch_key, noise_key = jax.random.split(key)
     episodes = data.episodes(batch_key, config.evaluate.batch, held_out)
     batch = data.expert.observations(episodes)
-    e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-    found, _ = discover.infer(config, params, base, batch, e, noise_key, 1.0, evaluating=True)
+    found, _ = discover.infer(config, models, batch, noise_key, 1.0, evaluating=True)
     # The goal is the subgoal's first colour; where it lies depends on the layout.
     goals = jnp.array([subgoal[0] for subgoal in env.family.subgoals])[batch.subgoals]
     labels = {
@@ -171,7 +164,7 @@ def _code_meaning(config: common.Config, workdir: str) -> dict[str, dict[str, fl
     }
 
   held_out = data.held_out(config.evaluate.batch)
-  found = measure(base, params, common.key_for(config, 'meaning'), held_out)
+  found = measure(models, common.key_for(config, 'meaning'), held_out)
   return {
     name: {'accuracy': float(accuracy), 'majority': float(majority)}
     for name, (accuracy, majority) in found.items()

@@ -23,8 +23,6 @@ from internal_rl.analysis.report import Picture
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.envs.film import film
 from internal_rl.envs.recording import RecordingEnvironment
-from internal_rl.models.sequence_model import SequenceModel
-from internal_rl.rl.internal_env import Frozen
 from internal_rl.training import checkpoint
 
 _RESULTS = flags.DEFINE_string('results', None, 'Directory of what `publish` wrote.')
@@ -83,21 +81,18 @@ def gate_rows(config: common.Config, workdir: str) -> dict[str, Any]:
   Returns:
     `beta`, mean over gates, the true `subgoals` and `segments`, and `mask`: `[b, t]` each.
   """
-  data, model = artifacts.demonstrations(config, workdir, clean=True), common.base_model(config)
-  base = artifacts.base_params(config, workdir)
-  params = artifacts.metacontroller_params(config, workdir)
-  key = common.key_for(config, 'gates')
+  data = artifacts.demonstrations(config, workdir, clean=True)
+  models, key = artifacts.discovered(config, workdir), common.key_for(config, 'gates')
 
   @jax.jit
-  def infer(base, params, key, held_out):
+  def infer(models, key, held_out):
     batch_key, noise_key = jax.random.split(key)
     batch = data.batch(batch_key, GATE_ROWS, held_out)
-    e = model.apply(base, batch.inputs, method=SequenceModel.lower)
-    found, _ = discover.infer(config, params, base, batch, e, noise_key, 0.0, evaluating=True)
+    found, _ = discover.infer(config, models, batch, noise_key, 0.0, evaluating=True)
     rows = {name: getattr(batch, name) for name in ('subgoals', 'segments', 'mask')}
     return {'beta': found.beta.mean(-1), **rows}
 
-  return jax.device_get(infer(base, params, key, data.held_out(GATE_ROWS)))
+  return jax.device_get(infer(models, key, data.held_out(GATE_ROWS)))
 
 
 # Episodes.
@@ -128,10 +123,7 @@ def _trained(workdir: str, result: dict[str, Any]):
 def _internal_episodes(config: common.Config, workdir: str, result: dict[str, Any]):
   env = RecordingEnvironment(common.post_training_environment(config))
   rollout = common.internal_rollout(config, env, common.policy(config))
-  frozen = Frozen(
-    artifacts.base_params(config, workdir), artifacts.metacontroller_params(config, workdir)
-  )
-  tasks = jnp.zeros(RECORDED, jnp.int32)
+  frozen, tasks = artifacts.discovered(config, workdir), jnp.zeros(RECORDED, jnp.int32)
   key = common.key_for(config, 'animation')
   return jax.device_get(jax.jit(rollout)(_trained(workdir, result), frozen, key, tasks))
 

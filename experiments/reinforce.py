@@ -21,7 +21,6 @@ from experiments import artifacts, common
 from internal_rl.baselines import raw_rl
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.rl import learner
-from internal_rl.rl.internal_env import Frozen
 from internal_rl.rl.policy import CodePolicy
 from internal_rl.rl.rollout import Decisions
 from internal_rl.training import loop, metrics
@@ -94,9 +93,7 @@ def _internal(config: common.Config, workdir: str) -> Method:
     play=rollout,
     score=functools.partial(evaluate_codes, policy),
     init=lambda key: policy.init(key, jnp.zeros((1, 1, config.model.width))),
-    frozen=Frozen(
-      artifacts.base_params(config, workdir), artifacts.metacontroller_params(config, workdir)
-    ),
+    frozen=artifacts.discovered(config, workdir),
   )
 
 

@@ -104,7 +104,7 @@ def _kl_sweep(results: list[Result], base_nll: list[float]) -> Picture:
   count = len(members) // len({member['alpha'] for member in members})
   chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
   caption = (
-    f'Metacontrollers on the frozen base, {count} seed{"s" if count > 1 else ""} a strength; '
+    f'Metacontrollers, {count} seed{"s" if count > 1 else ""} a strength; '
     'numbers beside the line are α. Internal RL uses '
     f'α = {", ".join(f"{alpha:g}" for alpha in chosen)}, chosen by reward alone. Compare Fig. 7.'
   )

@@ -5,9 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from experiments import published
+from internal_rl.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = '--config=configs/gridworld.py:smoke'
@@ -77,6 +79,24 @@ def test_a_finished_run_is_published_and_drawn(workdir, tmp_path):
   assert done.returncode == 0, done.stderr[-4000:]
   assert 'Unseen task: raw-action RL after 32 episodes' in (tmp_path / 'README.md').read_text()
   assert len(list((path.parent / 'figures').iterdir())) == 6
+
+
+def test_internal_rl_acts_with_the_base_that_was_trained_along(tmp_path):
+  # From random initialisation, so from an empty workdir.
+  fields = ('discover.base=random', 'discover.alphas=(0.1,)', 'reinforce.learning_rates=(3e-3,)')
+  flags = [f'--config.{field}' for field in fields]
+  for stage in ('discover', 'reinforce'):
+    done = launch(stage, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr[-4000:]
+  population = checkpoint.restore_params(str(tmp_path / 'discover'), which='latest')
+  trained = jax.tree.map(lambda x: x[0], population)
+  assert set(trained) == {'base', 'metacontroller'}
+  # Checkpoints remember what was frozen.
+  checkpoint.restore_params(
+    str(tmp_path / 'reinforce' / 'internal' / 'lr_0.003_seed_0'),
+    which='latest',
+    expect={'frozen parameters': checkpoint.checksums(trained)},
+  )
 
 
 def test_a_missing_prerequisite_names_the_command_that_makes_it(tmp_path):

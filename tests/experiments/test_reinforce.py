@@ -8,6 +8,7 @@ import pytest
 from configs.gridworld import get_config
 from experiments import artifacts, common, reinforce
 from internal_rl.metacontroller.metacontroller import Metacontroller
+from internal_rl.rl.internal_env import Frozen
 from tests.training.toy import compilations
 
 
@@ -21,8 +22,7 @@ def config(monkeypatch):
   e, mask = jnp.zeros((1, 2, config.model.width)), jnp.ones((1, 2), bool)
   key, method = jax.random.key(1), Metacontroller.touch_everything
   params = module.init(key, e, mask, key, method=method)
-  monkeypatch.setattr(artifacts, 'base_params', lambda *args: base)
-  monkeypatch.setattr(artifacts, 'metacontroller_params', lambda *args: params)
+  monkeypatch.setattr(artifacts, 'discovered', lambda *args: Frozen(base, params))
   return config
 
 
