@@ -220,6 +220,7 @@ def _quickstart(config: ConfigDict) -> None:
   config.control.update(
     steps=800, batch=64, learning_rate=1e-2, schedule='cosine', warmup_steps=50, layers=(2,)
   )
+  # What the lengths and rates below were tuned with.
   config.metacontroller.update(decoder_activation='relu')
   config.discover.update(
     steps=2400,

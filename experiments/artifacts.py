@@ -38,8 +38,10 @@ SECTIONS = {
 }
 # May change between runs: how often and how closely to look, and where data are; a stage that is
 # under way knows its store by the checksum.
-_FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call'}
-_FREE |= {'directory', 'episodes', 'episodes_per_shard', 'collect_batch', 'tolerances'}
+_FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call', 'tolerances'}
+_FREE_OF_DATA = {'directory', 'episodes', 'episodes_per_shard', 'collect_batch'}
+# Stages whose success rates are measured on as many episodes as this section says.
+_MEASURED = {'control', 'discover', 'reinforce/internal', 'reinforce/raw'}
 # One run each: a single run does not depend on which others there are.
 _AXES = {'layers', 'learning_rates', 'raw_learning_rates', 'seeds'}
 
@@ -54,8 +56,12 @@ def fingerprint(config: Config, stage: str, **run: Any) -> dict[str, Any]:
   """
   sections = mapping(config)
   left_out = _FREE | (_AXES if run else set())
-  keep = lambda section: {k: v for k, v in section.items() if k not in left_out}
-  return {'seed': config.seed, **{name: keep(sections[name]) for name in SECTIONS[stage]}, **run}
+
+  def keep(name: str) -> dict[str, Any]:
+    free = left_out | (_FREE_OF_DATA if name == 'data' else set())
+    return {field: value for field, value in sections[name].items() if field not in free}
+
+  return {'seed': config.seed, **{name: keep(name) for name in SECTIONS[stage]}, **run}
 
 
 def stage_dir(workdir: str, *parts: str) -> str:
@@ -75,11 +81,16 @@ def config_flags(config: Config) -> list[str]:
   return [
     f'--config=configs/{config.env.kind}.py:{config.preset}',
     *(
-      shlex.quote(f'--config.{name}={tuple(value) if isinstance(value, list) else value}')
+      shlex.quote(f'--config.{name}={_argument(value)}')
       for name, value in chosen.items()
       if value != preset[name]
     ),
   ]
+
+
+def _argument(value: Any) -> str:
+  """Returns a field as it stands on a command line; without spaces, which a shell splits at."""
+  return str(tuple(value)).replace(' ', '') if isinstance(value, list) else str(value)
 
 
 def expert(config: Config, workdir: str, clean: bool = False, env: Pinpad | None = None) -> Any:
@@ -155,7 +166,7 @@ def read_result(config: Config, workdir: str, stage: str) -> dict[str, Any] | No
     return None
   with open(path) as file:
     result = json.load(file)
-  wanted = flat(fingerprint(config, stage)) if stage in SECTIONS else {}
+  wanted = flat(_decisive(config, stage))
   found = flat(result['fingerprint'])
   differ = [
     f'{name}: it has {found.get(name)!r}, config says {value!r}'
@@ -168,6 +179,18 @@ def read_result(config: Config, workdir: str, stage: str) -> dict[str, Any] | No
       'original config'
     )
   return result
+
+
+def _decisive(config: Config, stage: str) -> dict[str, Any]:
+  """Returns what decides a finished stage's numbers: how it was trained, and how measured."""
+  if stage not in SECTIONS:
+    return {}
+  measured = {'evaluate': mapping(config)['evaluate']} if stage in _MEASURED else {}
+  # How much there is to train on matters where demonstrations are collected first.
+  stored = config.data.directory or common.learns_expert(config)
+  data = mapping(config)['data'] if stored and 'data' in SECTIONS[stage] else {}
+  sizes = {name: data[name] for name in ('episodes', 'episodes_per_shard') if name in data}
+  return fingerprint(config, stage) | measured | ({'stored': sizes} if sizes else {})
 
 
 def write_result(
@@ -191,7 +214,7 @@ def write_result(
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'seconds': round(time.time() - started, 1),
     'config': mapping(config),
-    'fingerprint': fingerprint(config, stage) if stage in SECTIONS else {},
+    'fingerprint': _decisive(config, stage),
   }
   path = os.path.join(workdir, *stage.split('/'), 'result.json')
   write_json(path, result)

@@ -24,10 +24,11 @@ from internal_rl.data.demonstrations import Demonstrations
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
   """Collects both stores; goes on where an interrupted collection stopped."""
   started, section = time.time(), config.data
-  if section.episodes % section.episodes_per_shard:
+  shards, rest = divmod(section.episodes, section.episodes_per_shard)
+  if rest or shards < 2:
     raise ValueError(
       f'data.episodes={section.episodes}: must be a multiple of data.episodes_per_shard '
-      f'({section.episodes_per_shard})'
+      f'({section.episodes_per_shard}), twice at least, since one shard is held out'
     )
   values = {
     name: _store(config, workdir, clean, os.path.join(artifacts.data_dir(config, workdir), name))
@@ -46,7 +47,11 @@ def _store(config: common.Config, workdir: str, clean: bool, directory: str) -> 
     num_shards=section.episodes // section.episodes_per_shard,
     # Two seeds: without noise, the same one would give the same episodes twice.
     seed=2 * config.seed + clean,
-    config={**common.described(source), 'collect_batch': section.collect_batch},
+    config={
+      **common.described(source),
+      'collect_batch': section.collect_batch,
+      'episodes_per_shard': section.episodes_per_shard,
+    },
     keep=lambda episodes: np.asarray(episodes.mask)[:, 0],
     size=section.episodes_per_shard,
   )

@@ -171,9 +171,11 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     }
     for i, (alpha, seed) in enumerate(members)
   ]
-  # By what the environment tells: ground-truth subgoals must not choose what internal RL is given.
-  prior = [row['prior_success'] for row in rows]
-  chosen = max(range(len(rows)), key=lambda i: (prior[i]['success'], prior[i]['progress']))
+  # By reward, and among equals by likelihood: ground-truth subgoals, which colours visited in order
+  # would betray, must not choose what internal RL is given.
+  chosen = max(
+    range(len(rows)), key=lambda i: (rows[i]['prior_success']['success'], -rows[i]['hard_nll'])
+  )
   checkpoint.save_params(
     os.path.join(directory, 'selected'),
     params_of(chosen),

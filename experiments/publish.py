@@ -60,6 +60,7 @@ def record(
     seconds: by command. Where they were not logged from the start it is said by stage, of which
       only the last piece is known.
   """
+  _require_same(config, results)
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
   workdir = '_'.join(filter(None, [config.preset, variant, str(config.seed)]))
   own = [flag for flag in artifacts.config_flags(config) if not flag.startswith('--config.seed=')]
@@ -83,6 +84,16 @@ def record(
     'config': artifacts.mapping(config),
     'stages': compact(artifacts.plain(stages)),
   }
+
+
+def _require_same(config: common.Config, results: Mapping[str, Mapping[str, Any]]) -> None:
+  """Refuses a config that any stage did not have, in the sections that the stage read."""
+  asked = artifacts.mapping(config)
+  for stage, result in results.items():
+    sections = {*artifacts.SECTIONS[stage], 'evaluate'}
+    of = lambda whole, sections=sections: {name: whole[name] for name in sections}
+    if differ := _differing(of(result['config']), of(asked)):
+      raise ValueError(f'{stage} was run with another config: {"; ".join(differ)}; give that one')
 
 
 def seconds_by_command(workdir: str) -> dict[str, float]:

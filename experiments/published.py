@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ class Preset:
     for name, runs in self.others.items():
       for row in claims.numbers(runs):
         named = dataclasses.replace(row, claim=f'{row.claim} ({name})')
-        rows.append((named, f'python -m experiments.{row.stage} ${name.upper()}'))
+        rows.append((named, f'python -m experiments.{row.stage} ${_shell_name(name)}'))
     figures = [
       f'![{picture.title}]({self.folder}/figures/{name})\n\n{picture.caption}'
       for name, picture in self.pictures.items()
@@ -218,15 +219,22 @@ def _shell(row: Number, variants: Mapping[str, Any]) -> str:
   """Returns the command that measures a row, '' where there is none."""
   stage, _, method = row.stage.partition('/')
   if method and method in variants:
-    return f'python -m experiments.{stage} ${method.upper()}'
+    return f'python -m experiments.{stage} ${_shell_name(method)}'
   flags = {'': '', 'internal': '', 'raw': ' --raw'}.get(method)
   return '' if flags is None else f'python -m experiments.{stage} $C{flags}'
 
 
+def _shell_name(variant: str) -> str:
+  """Returns the name of the shell's variable for a variant: C of the preset, else C_NAME."""
+  return '_'.join(filter(None, ['C', variant.upper()]))
+
+
 def _variable(variant: str, records: Records) -> str:
   """Returns the line of shell that the commands of a variant start from."""
-  name, first = variant.upper() or 'C', records[0]
+  name, first = _shell_name(variant), records[0]
   seeds = ' '.join(str(record['seed']) for record in records)
   workdir = '_'.join(filter(None, [first['preset'], variant, '$S']))
-  arguments = ' '.join([*first['flags'], '--config.seed=$S', f'--workdir=runs/{workdir}'])
+  # A shell does not read quotes that come out of a variable.
+  flags = [part for flag in first['flags'] for part in shlex.split(flag)]
+  arguments = ' '.join([*flags, '--config.seed=$S', f'--workdir=runs/{workdir}'])
   return f'{name}="{arguments}"  # for S in {seeds}'

@@ -83,6 +83,11 @@ PAPER = {
 BASELINE = ('does not solve it (Fig. 8)', 'below internal RL (Fig. A5)')
 
 
+def _of_method(method: str) -> tuple[str, str]:
+  """Returns what the paper says of a method, with training and before; nothing of our own ones."""
+  return PAPER.get(method, BASELINE if method in figures.METHODS else ('', ''))
+
+
 def spread(values: Sequence[float]) -> str:
   """Returns the median over seeds with its quartiles; of one seed, its value."""
   if len(values) == 1:
@@ -138,7 +143,7 @@ def unmeasured(rows: Sequence[Number]) -> list[Number]:
 
 def _unmeasured(name: str, stage: str) -> Number:
   claim, method = CLAIMS[name], stage.split('/')[-1]
-  paper = claim.paper or PAPER.get(method, BASELINE)[name == 'C7']
+  paper = claim.paper or _of_method(method)[name == 'C7']
   text = claim.text.format(method=method_name(method))
   return Number(text, 'not measured', '', paper, name, stage)
 
@@ -228,10 +233,11 @@ def _reinforce(results: list[Result]) -> list[Number]:
   method = results[0]['method']
   runs = [run for result in results for run in best_runs(result)]
   episodes = min(_pick(results, 'episodes'))
-  end, start = PAPER.get(method, BASELINE)
+  end, start = _of_method(method)
+  names = ('C7', 'C5') if method in figures.METHODS else ('', '')
   told = f'Unseen task: {method_name(method)}'
   initial = spread(_pick(runs, 'initial_success'))
   return [
-    Number(f'{told} before its first update', initial, '', start, 'C7'),
-    Number(f'{told} after {episodes:,} episodes', rate(runs), '', end, 'C5'),
+    Number(f'{told} before its first update', initial, '', start, names[0]),
+    Number(f'{told} after {episodes:,} episodes', rate(runs), '', end, names[1]),
   ]

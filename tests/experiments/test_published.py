@@ -24,6 +24,11 @@ FIGURES = {
 }
 
 
+def made_with(config, results):
+  """What stages run with `config` would have written."""
+  return {stage: {**row, 'config': artifacts.mapping(config)} for stage, row in results.items()}
+
+
 def config_of(seed, **discover):
   config = get_config('small')
   config.seed = seed
@@ -39,7 +44,8 @@ def record(seed, variant='', change=lambda results: None, **discover):
   results['discover']['gates'] = gates
   results['discover']['f1_tolerance_0'] -= 0.1 * seed
   change(results)
-  return publish.record(config_of(seed, **discover), results, variant)
+  config = config_of(seed, **discover)
+  return publish.record(config, made_with(config, results), variant)
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +112,7 @@ def test_a_variant_is_one_more_method_and_its_other_numbers_carry_its_name(text)
   success = [0.03 * (1 - 0.05 * seed) for seed in range(3)]
   row = cells(text, 'Unseen task: forced switching after 256,000 episodes')
   assert row[3].startswith(f'{np.median(success):.3g} (')
-  assert '$FORCED' in row[5]
+  assert '$C_FORCED' in row[5] and 'C_FORCED="--config=' in text
   claim = 'Unsupervised switches against changes of subgoal: F1, exact step (forced)'
   assert cells(text, claim)[3] == '0.123'
   assert 'linear probe, layer 0 (forced)' not in text  # The preset's own.
@@ -190,7 +196,15 @@ def test_time_is_that_of_every_piece_of_a_stage_if_all_were_logged(tmp_path):
   logged = publish.seconds_by_command(str(tmp_path))
   assert logged == {'probe': 970.5, 'pretrain': 570.0}
   assert publish.seconds_by_command(str(tmp_path / 'elsewhere')) == {}
-  results = synthetic.results()  # 90 seconds a stage.
+  results = made_with(config_of(0), synthetic.results())  # 90 seconds a stage.
   assert publish.record(config_of(0), results, '', logged)['seconds'] == logged
   partial = publish.record(config_of(0), results, '', {'probe': 100.0})['seconds']
   assert partial == dict.fromkeys(results, 90.0)
+
+
+def test_a_config_that_no_stage_had_is_not_published():
+  config = config_of(0)
+  results = made_with(config, synthetic.results())
+  config.evaluate.episodes = 7
+  with pytest.raises(ValueError, match=r'evaluate.episodes: it has \d+, this run 7'):
+    publish.record(config, results)
