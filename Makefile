@@ -19,7 +19,7 @@ quickstart: $(READY)  ## the whole story in minutes on a CPU: data, the three ph
 	$(BIN)/python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --durations 15 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope --durations 15 $(ARGS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check

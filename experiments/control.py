@@ -38,6 +38,7 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
   section = config.control
   data = artifacts.demonstrations(config, workdir, clean=True)
   model, tx = common.base_model(config), common.optimiser(section)
+  held_out = data.held_out(section.eval_batch)  # Refuses a store with too few at once.
   num_subgoals = len(data.expert.env.family.subgoals)
   controller = Controller(config.model.width, num_subgoals, section.kind, section.rank)
   one_hot = lambda subgoals: jax.nn.one_hot(subgoals, num_subgoals)
@@ -70,7 +71,6 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     fingerprint=artifacts.fingerprint(config, 'control', layer=layer) | data.fingerprint,
   )
   row: dict[str, Any] = {'layer': layer}
-  held_out = data.held_out(section.eval_batch)
   key = common.key_for(config, 'control', layer, 'nll')
   batch = data.batch(key, section.eval_batch, held_out)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))

@@ -129,6 +129,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   data = artifacts.demonstrations(config, workdir, clean=True)
   tx = common.optimiser(section)
   members = list(itertools.product(section.alphas, range(section.seeds)))
+  # Before training, so that a store with too few episodes is refused at once.
+  held_out, prior_success = _held_out(config, data), _prior_success(config)
   base = None if section.base == 'random' else artifacts.base_params(config, workdir)
   # Strengths of one seed share initialisation and noise, so that they differ in alpha alone.
   keys = jnp.stack([common.key_for(config, 'discover', seed) for _, seed in members])
@@ -161,7 +163,6 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   )
   params_of = lambda i: jax.tree.map(lambda x: x[i], population.params)
   models = lambda i: models_of(config, params_of(i), base)
-  held_out, prior_success = _held_out(config, data), _prior_success(config)
   rows = [
     {
       'alpha': alpha,

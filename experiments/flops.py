@@ -1,10 +1,11 @@
-"""Counts what every stage of a config has to compute, and how long that takes at a given speed.
+"""Counts what a gridworld's stages have to compute, and how long that takes at a given speed.
 
   python -m experiments.flops --config=configs/gridworld.py:paper --tflops=20
 
 Nothing is run: matrix products are counted in the update's own program at the config's own sizes.
 Making demonstrations, evaluations and the `evaluate` stage are left out. Episodes of reinforcement
-are taken to last until the time limit, which bounds them from above.
+are taken to last until the time limit, in each of the rollout's nested loops (`control/unroll.py`),
+which bounds them from above.
 """
 
 import dataclasses
@@ -46,6 +47,8 @@ class Cost:
 
 def costs(config: common.Config) -> dict[str, Cost]:
   """Returns the cost of every stage, by stage."""
+  if config.env.kind != 'gridworld':
+    raise ValueError(f"env.kind={config.env.kind!r}: only the gridworld's FLOPs are counted")
   section = config.reinforce
   internal = section.steps * section.seeds * len(section.learning_rates)
   raw = section.steps * section.seeds * len(section.raw_learning_rates)

@@ -128,9 +128,11 @@ class Preset:
   def section(self) -> str:
     """Returns what the README says of the preset."""
     first = next(iter(self.variants.values()))[0]
-    rows = [(row, _shell(row, self.variants)) for row in _ordered(claims.numbers(self.runs))]
+    of_world = functools.partial(claims.of_world, world=first['world'])
+    own = of_world(_ordered(claims.numbers(self.runs)))
+    rows = [(row, _shell(row, self.variants)) for row in own]
     for name, runs in self.others.items():
-      for row in claims.numbers(runs):
+      for row in of_world(claims.numbers(runs)):
         named = dataclasses.replace(row, claim=f'{row.claim} ({name})')
         rows.append((named, f'python -m experiments.{row.stage} ${_shell_name(name)}'))
     figures = [

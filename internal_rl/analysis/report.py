@@ -176,7 +176,7 @@ def render(
     '<h2>Diagnosis</h2>',
     _findings(diagnosis.diagnose(results)),
     '<h2>Numbers</h2>',
-    _table(claims.numbers([results])),
+    _table(claims.of_world(claims.numbers([results]), config['env']['kind'])),
     '<p class="muted">± is one standard error over episodes; with several seeds of reinforcement '
     'learning, median and quartiles. Floors and ceilings are exact, by '
     'enumeration over the tasks, up to sampling of layouts.</p>',

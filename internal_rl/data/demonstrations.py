@@ -42,8 +42,9 @@ class Demonstrations:
     found = store.manifest['config']
     if differ := [name for name in expect if found.get(name) != expect[name]]:
       raise ValueError(
-        f'data.directory: {directory} was collected with another {" and ".join(differ)}: '
-        f'{[found.get(name) for name in differ]}, config says {[expect[name] for name in differ]}'
+        f'{directory} was collected with another {" and ".join(differ)}: '
+        f'{[found.get(name) for name in differ]}, config says {[expect[name] for name in differ]}; '
+        'collect into another --config.data.directory, or give the config it was made with'
       )
     return dataclasses.replace(self, store=store)
 

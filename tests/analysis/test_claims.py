@@ -76,3 +76,16 @@ def test_what_is_not_measured_is_said():
   every = claims.unmeasured([])
   assert {row.name for row in every} == set(claims.CLAIMS)
   assert {row.measured for row in every} == {'not measured'}
+
+
+def test_the_ant_is_not_set_beside_the_gridworlds_numbers():
+  gridworld = claims.numbers([RESULTS])
+  paper = lambda rows: {row.claim: row.paper for row in rows}
+  assert claims.of_world(gridworld, 'gridworld') == gridworld
+  ant = paper(claims.of_world(gridworld, 'ant'))
+  internal = next(
+    row for row in gridworld if row.stage == 'reinforce/internal' and row.name == 'C5'
+  )
+  assert 'about 0.6' in ant[internal.claim]
+  shared = {claim for claim, text in paper(gridworld).items() if text and ant[claim] == text}
+  assert not shared
