@@ -125,29 +125,8 @@ def _paper() -> ConfigDict:
   config.control.kind = 'full'
   config.control.rank = 16  # Of kind 'low_rank'.
   config.control.layers = (0, 1, 2, 3, 4, 5, 6, 7, 8)
-  config.metacontroller = ConfigDict(
-    {
-      'code_size': 8,
-      'encoder_hidden': 64,
-      'initial_std': 1.0,  # [open]
-      'decoder_hidden': 32,
-      'decoder_activation': 'tanh',  # [open] or 'relu'
-      'history_size': 32,
-      'embedding_size': 32,
-      'embedder_blocks': 1,
-      'summary': 'last',
-      'switch_hidden': 32,
-      'switch_bias': 0.0,
-      'first_gate': 'open',
-      'threshold': 0.5,
-      'temperature': 1.0,
-      'controller': 'full',
-      'rank': 16,  # Of the controller 'low_rank'.
-      'controller_scale': 0.1,
-      'normalise': True,
-    }
-  )
-  config.discover = stage.section(
+  config.metacontroller = stage.metacontroller(controller='full')
+  config.discover = stage.discover(
     steps=32_000,
     batch=128,
     learning_rate=3e-4,
@@ -156,45 +135,20 @@ def _paper() -> ConfigDict:
     eval_every=2000,
     eval_batch=128,
     checkpoint_every=2000,
+    tolerances=(0, 10),  # Steps: half a second.
+    base='frozen',  # or co-trained from 'pretrained' (App. C.4.2) or 'random'
   )
-  config.discover.alphas = (0.0, 0.05, 0.1, 0.17, 0.3, 0.5, 1.0)
-  config.discover.seeds = 1
-  config.discover.tolerances = (0, 10)  # Steps: half a second.
-  config.discover.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
-  config.discover.base = 'frozen'  # or co-trained from 'pretrained' (App. C.4.2) or 'random'
-  config.discover.observation_weight = 0.0  # lambda of Eq. 3
-  config.discover.kl_weight = 'all'  # [open] or 'gated'
-  # [open] alpha is 0 for so many updates, then grows linearly to its value over so many more.
-  config.discover.alpha_delay = 0
-  config.discover.alpha_ramp = 0
-  config.discover.hard_steps = 0  # [open] last updates, with the gate thresholded
-  config.policy = ConfigDict(
-    {
-      'width': 256,
-      'mlp_width': 512,
-      'num_heads': 8,
-      'initial_std': 1.0,
-      'normalise': True,
-    }
-  )
-  config.reinforce = stage.section(
+  config.policy = stage.policy()
+  config.reinforce = stage.reinforce(
     steps=51_200,
     batch=256,
     eval_every=1000,
     eval_batch=256,
     checkpoint_every=1000,
     updates_per_call=10,
+    time_limit=500,
+    max_decisions=100,
   )
-  del config.reinforce.learning_rate
-  config.reinforce.learning_rates = (3e-5,)  # one run each; the paper scans 3e-6 to 3e-4
-  config.reinforce.raw_learning_rates = (3e-5,)
-  config.reinforce.seeds = 1
-  config.reinforce.time_limit = 500
-  config.reinforce.max_decisions = 100
-  config.reinforce.epochs = 1  # [open]
-  config.reinforce.minibatches = 1  # [open]
-  config.reinforce.clip = 0.2  # [open]
-  config.reinforce.entropy_coefficient = 0.0
   config.evaluate = ConfigDict({'episodes': 1000, 'batch': 250})
   return config
 
@@ -234,7 +188,6 @@ def _small(config: ConfigDict) -> None:
     alphas=(0.05, 0.1, 0.17),
     alpha_delay=400,
     alpha_ramp=800,
-    hard_steps=800,
     eval_every=500,
     checkpoint_every=500,
   )

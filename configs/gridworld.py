@@ -81,74 +81,28 @@ def _paper() -> ConfigDict:
   config.control.kind = 'low_rank'
   config.control.rank = 16
   config.control.layers = (0, 1, 2, 3, 4, 5, 6)
-  config.metacontroller = ConfigDict(
-    {
-      'code_size': 8,
-      'encoder_hidden': 64,
-      'initial_std': 1.0,  # [open]
-      'decoder_hidden': 32,
-      'decoder_activation': 'tanh',  # [open] or 'relu'
-      'history_size': 32,
-      'embedding_size': 32,
-      'embedder_blocks': 1,
-      'summary': 'last',
-      'switch_hidden': 32,
-      'switch_bias': 0.0,
-      'first_gate': 'open',
-      'threshold': 0.5,
-      'temperature': 1.0,
-      'controller': 'low_rank',
-      'rank': 16,
-      'controller_scale': 0.1,
-      'normalise': True,
-    }
-  )
-  config.discover = stage.section(
+  config.metacontroller = stage.metacontroller(controller='low_rank')
+  config.discover = stage.discover(
     steps=64_000,
     batch=512,
     learning_rate=1e-3,
     weight_decay=0.03,
     eval_every=2000,
     checkpoint_every=2000,
+    tolerances=(0, 1),  # Steps, within which a switch counts as aligned.
+    base='frozen',  # or co-trained from 'random' (App. C.4.2) or 'pretrained'
   )
-  config.discover.alphas = (0.0, 0.05, 0.1, 0.17, 0.3, 0.5, 1.0)
-  config.discover.seeds = 1
-  config.discover.tolerances = (0, 1)  # Steps, within which a switch counts as aligned.
-  config.discover.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
-  config.discover.base = 'frozen'  # or co-trained from 'random' (App. C.4.2) or 'pretrained'
-  config.discover.observation_weight = 0.0  # lambda of Eq. 3
-  config.discover.kl_weight = 'all'  # [open] or 'gated'
-  # [open] alpha is 0 for so many updates, then grows linearly to its value over so many more.
-  config.discover.alpha_delay = 0
-  config.discover.alpha_ramp = 0
-  config.discover.hard_steps = 0  # [open] last updates, with the gate thresholded
-  config.policy = ConfigDict(
-    {
-      'width': 256,
-      'mlp_width': 512,
-      'num_heads': 8,
-      'initial_std': 1.0,
-      'normalise': True,
-    }
-  )
-  config.reinforce = stage.section(
+  config.policy = stage.policy()
+  config.reinforce = stage.reinforce(
     steps=100_000,
     batch=1024,
     eval_every=1000,
     eval_batch=1024,
     checkpoint_every=1000,
     updates_per_call=10,
+    time_limit=100,
+    max_decisions=50,
   )
-  del config.reinforce.learning_rate
-  config.reinforce.learning_rates = (3e-5,)  # one run each; the paper scans 3e-6 to 3e-4
-  config.reinforce.raw_learning_rates = (3e-5,)
-  config.reinforce.seeds = 1
-  config.reinforce.time_limit = 100
-  config.reinforce.max_decisions = 50
-  config.reinforce.epochs = 1  # [open]
-  config.reinforce.minibatches = 1  # [open]
-  config.reinforce.clip = 0.2  # [open]
-  config.reinforce.entropy_coefficient = 0.0
   config.evaluate = ConfigDict({'episodes': 4096, 'batch': 1024, 'floor_episodes': 4096})
   return config
 
@@ -177,6 +131,7 @@ def _small(config: ConfigDict) -> None:
   )
   config.probe.update(steps=1000, batch=128, learning_rate=3e-3)
   config.control.update(steps=1000, batch=128, learning_rate=3e-3, layers=(0, 1, 2, 3, 4))
+  config.metacontroller.update(initial_std=0.1)
   config.discover.update(
     steps=6000,
     batch=128,
@@ -186,9 +141,8 @@ def _small(config: ConfigDict) -> None:
     clip_norm=1.0,
     weight_decay=0.0,
     alphas=(0.05, 0.1, 0.17),
-    alpha_delay=500,
-    alpha_ramp=1000,
-    hard_steps=1000,
+    alpha_delay=1000,
+    alpha_ramp=1500,
     eval_every=500,
     checkpoint_every=500,
   )
@@ -221,7 +175,7 @@ def _quickstart(config: ConfigDict) -> None:
     steps=800, batch=64, learning_rate=1e-2, schedule='cosine', warmup_steps=50, layers=(2,)
   )
   # What the lengths and rates below were tuned with.
-  config.metacontroller.update(decoder_activation='relu')
+  config.metacontroller.update(decoder_activation='relu', initial_std=1.0)
   config.discover.update(
     steps=2400,
     batch=64,
@@ -230,7 +184,6 @@ def _quickstart(config: ConfigDict) -> None:
     alphas=(0.2,),
     alpha_delay=200,
     alpha_ramp=400,
-    hard_steps=0,
     eval_every=400,
     checkpoint_every=400,
   )

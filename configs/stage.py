@@ -39,3 +39,65 @@ def section(**kwargs) -> ConfigDict:
       **kwargs,
     }
   )
+
+
+def metacontroller(**kwargs) -> ConfigDict:
+  """Tables A9 and A10; see `internal_rl.metacontroller.Metacontroller` for what is open."""
+  return ConfigDict(
+    {
+      'code_size': 8,
+      'encoder_hidden': 64,
+      'initial_std': 1.0,  # [open]
+      'decoder_hidden': 32,
+      'decoder_activation': 'tanh',  # [open] or 'relu'
+      'history_size': 32,
+      'embedding_size': 32,
+      'embedder_blocks': 1,
+      'summary': 'last',
+      'switch_hidden': 32,
+      'switch_bias': 0.0,
+      'first_gate': 'open',
+      'threshold': 0.5,
+      'temperature': 1.0,
+      'rank': 16,  # Of the controller 'low_rank'.
+      'controller_scale': 0.1,
+      'normalise': True,
+      **kwargs,
+    }
+  )
+
+
+def discover(**kwargs) -> ConfigDict:
+  """A `section` for metacontrollers."""
+  config = section(**kwargs)
+  config.alphas = (0.0, 0.05, 0.1, 0.17, 0.3, 0.5, 1.0)
+  config.seeds = 1
+  config.gate = 'soft'  # or 'gumbel' (App. C.6), or 'open' (App. C.4.1)
+  config.observation_weight = 0.0  # lambda of Eq. 3
+  config.kl_weight = 'all'  # [open] or 'gated'
+  # [open] alpha is 0 for so many updates, then grows linearly to its value over so many more.
+  config.alpha_delay = 0
+  config.alpha_ramp = 0
+  config.hard_steps = 0  # [open] last updates, with the gate thresholded
+  return config
+
+
+def policy() -> ConfigDict:
+  """Table A16."""
+  return ConfigDict(
+    {'width': 256, 'mlp_width': 512, 'num_heads': 8, 'initial_std': 1.0, 'normalise': True}
+  )
+
+
+def reinforce(**kwargs) -> ConfigDict:
+  """A `section` for reinforcement learning."""
+  config = section(**kwargs)
+  del config.learning_rate
+  config.learning_rates = (3e-5,)  # one run each; the paper scans 3e-6 to 3e-4
+  config.raw_learning_rates = (3e-5,)
+  config.seeds = 1
+  config.epochs = 1  # [open]
+  config.minibatches = 1  # [open]
+  config.clip = 0.2  # [open]
+  config.entropy_coefficient = 0.0
+  return config
