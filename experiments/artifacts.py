@@ -41,7 +41,7 @@ SECTIONS = {
 _FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call', 'tolerances'}
 _FREE_OF_DATA = {'directory', 'episodes', 'episodes_per_shard', 'collect_batch'}
 # Stages whose success rates are measured on as many episodes as this section says.
-_MEASURED = {'control', 'discover', 'reinforce/internal', 'reinforce/raw'}
+MEASURED = {'control', 'discover', 'reinforce/internal', 'reinforce/raw'}
 # One run each: a single run does not depend on which others there are.
 _AXES = {'layers', 'learning_rates', 'raw_learning_rates', 'seeds'}
 
@@ -185,12 +185,14 @@ def _decisive(config: Config, stage: str) -> dict[str, Any]:
   """Returns what decides a finished stage's numbers: how it was trained, and how measured."""
   if stage not in SECTIONS:
     return {}
-  measured = {'evaluate': mapping(config)['evaluate']} if stage in _MEASURED else {}
+  found, sections = fingerprint(config, stage), mapping(config)
+  if stage in MEASURED:
+    found['evaluate'] = sections['evaluate']
   # How much there is to train on matters where demonstrations are collected first.
-  stored = config.data.directory or common.learns_expert(config)
-  data = mapping(config)['data'] if stored and 'data' in SECTIONS[stage] else {}
-  sizes = {name: data[name] for name in ('episodes', 'episodes_per_shard') if name in data}
-  return fingerprint(config, stage) | measured | ({'stored': sizes} if sizes else {})
+  if 'data' in found and (config.data.directory or common.learns_expert(config)):
+    sizes = ('episodes', 'episodes_per_shard')
+    found['data'] = found['data'] | {name: sections['data'][name] for name in sizes}
+  return found
 
 
 def write_result(

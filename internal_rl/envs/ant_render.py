@@ -161,7 +161,10 @@ def _set_up_camera(spec: mujoco.MjSpec, half_width: float) -> None:
 
 @contextlib.contextmanager
 def _renderer(model: mujoco.MjModel) -> Iterator:
-  """Provides `(qpos, picture on the floor) -> [height, width, 3]` pixels, oversampled."""
+  """Provides `(qpos, picture on the floor) -> [height, width, 3]` pixels, oversampled.
+
+  `mujoco.Renderer` keeps its context to itself, and into that the floor's picture is uploaded.
+  """
   window = mujoco.MjrRect(0, 0, _OVERSAMPLING * WIDTH, _OVERSAMPLING * HEIGHT)
   data, scene = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=model.ngeom + 10)
   scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
