@@ -4,11 +4,11 @@
 
 Nothing is run: matrix products are counted in the update's own program at the config's own sizes.
 Making demonstrations, evaluations and the `evaluate` stage are left out. Episodes of reinforcement
-are taken to last until the time limit, in each of the rollout's nested loops (`control/unroll.py`),
-which bounds them from above.
+are taken to last until the time limit, which bounds them from above.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -58,7 +58,8 @@ def costs(config: common.Config) -> dict[str, Cost]:
     'control': Cost(control_flops(config), config.control.steps),
     'discover': Cost(case_flops(config, 'discover', config.discover.batch), config.discover.steps),
     'reinforce': Cost(
-      case_flops(config, 'rollout', section.batch)
+      # A single episode's is one loop: a batch's shrinks in nested ones, which share their steps.
+      section.batch * case_flops(config, 'rollout', 1)
       + case_flops(config, 'policy_update', section.batch),
       internal,
     ),
@@ -123,14 +124,14 @@ def raw_flops(config: common.Config) -> float:
   tx = common.optimiser(section, 1.0)
   how = learner.LearnerConfig(section.epochs, section.minibatches)
   score = lambda params, batch: raw_rl.evaluate(model, params, batch)
-
-  def update(params, opt_state, key, tasks):
-    batch = rollout(params, key, tasks).replace(final=None)
-    return learner.learn(how, tx, score, params, opt_state, batch, key)
-
-  tasks = common.task_batch(env, section.batch)
-  opt_state = jax.eval_shape(tx.init, base)
-  return matmul_flops(update, base, opt_state, jax.random.key(0), tasks, trips=section.time_limit)
+  play = lambda params, key, tasks: rollout(params, key, tasks).replace(final=None)
+  learn = functools.partial(learner.learn, how, tx, score)
+  key, tasks = jax.random.key(0), common.task_batch(env, section.batch)
+  episodes = jax.eval_shape(play, base, key, tasks)
+  # As above, of a single episode.
+  playing = section.batch * matmul_flops(play, base, key, tasks[:1], trips=section.time_limit)
+  learning = matmul_flops(learn, base, jax.eval_shape(tx.init, base), episodes, key)
+  return playing + learning
 
 
 def table(found: dict[str, Cost], tflops: float) -> str:

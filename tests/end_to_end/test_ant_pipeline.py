@@ -97,6 +97,13 @@ def test_stores_hold_successes_only(run):
   assert {'env', 'noisy', 'actor', 'params', 'horizon'} <= set(store.manifest['config'])
 
 
+def test_what_was_trained_on_a_store_of_another_size_is_refused(run):
+  config = ant.get_config('smoke')
+  config.data.episodes *= 2
+  with pytest.raises(ValueError, match='data.episodes: it has'):
+    artifacts.read_result(config, str(run[1]), 'pretrain')
+
+
 def test_a_store_of_another_world_or_of_noisy_actions_is_refused(run, tmp_path):
   config = ant.get_config('smoke')
   config.data.directory = str(run[1] / 'data')

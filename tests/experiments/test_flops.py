@@ -34,3 +34,13 @@ def test_a_probe_reads_every_layer_and_sends_no_gradient_into_the_base():
   tokens = config.probe.batch * HORIZON
   counted = flops.probe_flops(config)
   assert counted == pytest.approx(forward(tokens) + tokens * probes, rel=0.06)
+
+
+def test_raw_episodes_are_acted_through_once_and_learnt_from_once():
+  config = get_config('paper')
+  config.reinforce.batch = 256  # More than a rollout steps in one loop.
+  steps = config.reinforce.time_limit
+  # Learning is three forward passes; acting is one, whose attention reads the whole cache.
+  tokens = config.reinforce.batch * steps
+  counted = flops.raw_flops(config)
+  assert counted == pytest.approx(4 * forward(tokens), rel=0.15)
