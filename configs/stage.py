@@ -79,6 +79,7 @@ def discover(**kwargs) -> ConfigDict:
   config.alpha_delay = 0
   config.alpha_ramp = 0
   config.hard_steps = 0  # [open] last updates, with the gate thresholded
+  config.labelled_steps = 0  # A ceiling, not the method: first updates, told the true subgoals.
   return config
 
 

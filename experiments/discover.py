@@ -5,7 +5,8 @@
 All strengths and seeds train side by side as one vmapped population on the same batches of `D*`, so
 that the frozen lower half is computed once. `--config.discover.gate=open` is the forced-switch
 variant. With `--config.discover.base=random` or `pretrained`, co-training (App. C.4.2), every
-member trains a base model of its own along, on the same loss, data and optimiser.
+member trains a base model of its own along, on the same loss, data and optimiser. With
+`--config.discover.labelled_steps=N` the first N updates are told the true subgoals: a ceiling.
 """
 
 import functools
@@ -23,6 +24,7 @@ from absl import logging
 from experiments import artifacts, common
 from internal_rl.analysis import switching
 from internal_rl.data.demonstrations import Demonstrations
+from internal_rl.metacontroller import labelled
 from internal_rl.metacontroller import loss as loss_lib
 from internal_rl.metacontroller.metacontroller import Codes, Metacontroller
 from internal_rl.models.heads import Predictions
@@ -40,16 +42,20 @@ def infer(
   key,
   hardness,
   evaluating: bool = False,
+  told: jax.Array | None = None,
 ) -> tuple[Codes, Predictions]:
   """Returns the codes of a batch and what the base model predicts under their control.
 
   Gumbel noise is for training: internal RL's switch has none, and so has none when `evaluating`.
+  Where `told` is True codes are those of the true subgoals.
   """
   mode = config.discover.gate
   mode = 'soft' if evaluating and mode == 'gumbel' else mode
   module, model = common.metacontroller(config), common.base_model(config)
   e = model.apply(models.base, batch.inputs, method=SequenceModel.lower)
   codes = module.apply(models.metacontroller, e, batch.mask, key, mode, hardness)
+  if told is not None:
+    codes = labelled.tell(codes, batch.subgoals, told)
   controlled = module.apply(models.metacontroller, codes.z, e, method=Metacontroller.control)
   return codes, model.apply(models.base, controlled, method=SequenceModel.upper)
 
@@ -87,7 +93,8 @@ def objective(
   """Returns the loss of Eq. 3 at an update, and its terms in nats per step."""
   section, mask = config.discover, batch.mask
   hardness = (step >= section.steps - section.hard_steps).astype(jnp.float32)
-  codes, predictions = infer(config, models, batch, key, hardness)
+  told = step < section.labelled_steps if section.labelled_steps else None
+  codes, predictions = infer(config, models, batch, key, hardness, told=told)
   log_prob, alpha = predictions.action.log_prob(batch.actions), alpha_at(config, step, alpha)
   terms = loss_lib.objective(log_prob, codes, mask, alpha, section.kl_weight)
   loss, row = terms.loss, {'nll': terms.nll, 'kl': terms.kl}
@@ -95,6 +102,8 @@ def objective(
     log_prob = predictions.observation.log_prob(batch.next_observations)
     row['observation_nll'] = -loss_lib.masked_mean(log_prob, mask)
     loss += section.observation_weight * row['observation_nll']
+  if told is not None:
+    loss += told * loss_lib.masked_mean(labelled.error(codes, batch.subgoals), mask)
   return loss, {'loss': loss, **row}
 
 
@@ -203,6 +212,14 @@ def _require_sound(config: common.Config) -> None:
   if 0 not in section.tolerances:
     raise ValueError(f'discover.tolerances={section.tolerances}: 0 must be among them')
   common.cotrains(config)
+  subgoals, size = len(common.family(config).subgoals), config.metacontroller.code_size
+  if section.labelled_steps < 0:
+    raise ValueError(f'discover.labelled_steps={section.labelled_steps}: must be 0 or more')
+  if section.labelled_steps and subgoals > size:
+    raise ValueError(
+      f'discover.labelled_steps={section.labelled_steps}: {subgoals} subgoals need a '
+      f'metacontroller.code_size of {subgoals} or more, not {size}'
+    )
   weight, predicts = section.observation_weight, config.pretrain.observation_weight > 0
   if weight < 0 or (weight and not predicts):
     raise ValueError(

@@ -89,11 +89,27 @@ def test_strengths_of_a_seed_start_from_one_base_and_go_their_own_ways():
   assert np.abs(end[0] - end[1]).max() > 0
 
 
+def test_while_told_the_subgoals_the_switch_learns_nothing_and_the_encoder_does():
+  switch = lambda told, updates: {
+    name: has
+    for name, has in moved(
+      *updated('frozen', optax.sgd(1.0), updates, labelled_steps=told)[:2]
+    ).items()
+    if 'switch' in name
+  }
+  assert not any(switch(1, 1).values())
+  assert any(switch(1, 2).values())
+  before, after, row = updated('frozen', optax.sgd(1.0), 1, labelled_steps=1)
+  assert any(has for name, has in moved(before, after).items() if 'encoder' in name)
+  assert (row['loss'] > row['nll'] + np.array(ALPHAS) * row['kl']).all()
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
     ({'base': 'free'}, r"discover\.base='free': must be one of"),
     ({'base': 'random', 'gate': 'open'}, r"discover\.gate='open': .* discover\.base='random'"),
+    ({'labelled_steps': -1}, r'discover\.labelled_steps=-1: must be 0 or more'),
     ({'observation_weight': -1.0}, r'discover\.observation_weight=-1\.0: must be 0'),
   ],
 )
@@ -108,4 +124,11 @@ def test_a_base_that_predicts_no_observations_has_no_such_loss(tmp_path):
   config = get_config('smoke')
   config.discover.observation_weight, config.pretrain.observation_weight = 0.1, 0.0
   with pytest.raises(ValueError, match=r'positive pretrain\.observation_weight \(0\.0\)'):
+    discover.run(config, str(tmp_path))
+
+
+def test_a_code_too_short_for_the_labels_is_refused(tmp_path):
+  config = get_config('smoke')
+  config.discover.labelled_steps, config.metacontroller.code_size = 1, 3
+  with pytest.raises(ValueError, match=r'labelled_steps=1: 4 subgoals need a .* of 4 or more'):
     discover.run(config, str(tmp_path))
