@@ -147,10 +147,17 @@ def unmeasured(rows: Sequence[Number]) -> list[Number]:
 
 
 def of_world(rows: Sequence[Number], world: str) -> list[Number]:
-  """Returns the same rows, beside what the paper says of that world and not of the gridworld."""
-  if world == 'gridworld':
-    return list(rows)
-  paper = lambda row: ANT.get((row.name, row.stage), '') if row.name else row.paper
+  """Returns the same rows, beside what the paper says of that world and of no other.
+
+  Rows outside of `CLAIMS` that the paper gives a number for are the ant's.
+  """
+  gridworld = world == 'gridworld'
+
+  def paper(row: Number) -> str:
+    if gridworld:
+      return row.paper if row.name else ''
+    return ANT.get((row.name, row.stage), '') if row.name else row.paper
+
   return [dataclasses.replace(row, paper=paper(row)) for row in rows]
 
 

@@ -116,6 +116,7 @@ def results():
     'discover': header(**members[1], selected=1, members=members, curve=[]),
     'evaluate': header(
       floors={'bayes_nll': 0.262, 'goal_nll': 0.15, 'length_mean': 15.0},
+      expert_success={'pretraining': outcome(1.0), 'post_training': outcome(1.0)},
       base_success={'pretraining': outcome(0.06), 'post_training': outcome(0.0)},
       replay_success={'pretraining': outcome(0.7), 'post_training': outcome(0.5)},
       code_meaning={
