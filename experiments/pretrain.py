@@ -80,7 +80,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     }
 
   directory = artifacts.stage_dir(workdir, 'pretrain')
-  held_out = data.held_out(section.eval_batch)
+  selecting = data.held_out(section.eval_batch)
+  # Other episodes than those that choose the best checkpoint, which is lucky on its own.
+  reported = data.held_out(section.eval_batch, skip=section.eval_batch)
   state = loop.fit(
     update,
     state,
@@ -88,7 +90,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     directory,
     evaluate=evaluate,
     feed=data.feed(config.seed, section.batch),
-    held_out=held_out,
+    held_out=selecting,
     fingerprint=artifacts.fingerprint(config, 'pretrain') | data.fingerprint,
   )
   rows = [
@@ -100,7 +102,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   measured = jax.jit(
     lambda state, key, held: evaluate(state, None, key, held) | by_stage(state.params, key, held)
   )
-  final = measured(state.replace(params=params), key, held_out)
+  final = measured(state.replace(params=params), key, reported)
   names = [name for name in ('step', 'eval/nll', 'eval/bayes_nll') if name in rows[0]]
   curve = {name: [row[name] for row in rows] for name in names}
   return artifacts.write_result(config, workdir, 'pretrain', {**final, 'curve': curve}, started)

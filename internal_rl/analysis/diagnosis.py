@@ -22,7 +22,7 @@ UNDECIDED_SHARE = 0.05  # Of gate values between 0.1 and 0.9.
 HARD_COST = 0.03  # Nats a step lost by thresholding the gate.
 MEANING_MARGIN = 0.05  # By which one label must be more decodable than another.
 REPLAY_WORKS = 0.2  # Success below this is no success.
-TRANSFER_SHARE = 0.25  # Of the replayed codes' success on pretraining tasks.
+TRANSFER_SHARE = 0.25  # Of the success on pretraining tasks.
 REACHED_SHARE = 0.5  # Of the replayed codes' success on the unseen task.
 
 
@@ -63,6 +63,25 @@ def subgoal_decodable(probe: Result) -> Finding:
   cure = ' The base model does not represent subgoals linearly: train it longer, or the probe.'
   ok = best >= PROBE_SHARE * ceiling
   return Finding('Subgoals in the residual stream', ok, found + ('' if ok else cure))
+
+
+def controllers_compose(control: Result) -> Finding:
+  """Can the base model be steered through an order of subgoals that it has never seen?"""
+  layer = next(row for row in control['layers'] if row['layer'] == control['best_layer'])
+  seen, unseen = (layer[k]['success'] for k in ('pretraining', 'post_training'))
+  found = (
+    f'Labelled controllers succeed on {seen:.0%} of pretraining tasks and {unseen:.0%} of the '
+    f'unseen one, at layer {control["best_layer"]}.'
+  )
+  cure = ''
+  if seen < REPLAY_WORKS:
+    cure = ' They do not steer the model at all: train it, or them, longer.'
+  elif unseen < TRANSFER_SHARE * seen:
+    cure = (
+      ' The base model knows which subgoals never follow each other, and overrules them: no code '
+      'can do better, so try a later layer, or a world in which more of them may follow.'
+    )
+  return Finding('Labelled controllers compose', not cure, found + cure)
 
 
 def posterior_collapse(discover: Result, pretrain: Result) -> Finding:
@@ -217,6 +236,7 @@ def better_than_raw(internal: Result, raw: Result) -> Finding:
 CHECKS: tuple[tuple[Callable[..., Finding], tuple[str, ...]], ...] = (
   (base_floor, ('pretrain:bayes_nll',)),
   (subgoal_decodable, ('probe:bayes_accuracy',)),
+  (controllers_compose, ('control',)),
   (posterior_collapse, ('discover', 'pretrain:goal_nll')),
   (switch_rate, ('discover',)),
   (switch_alignment, ('discover',)),
@@ -233,7 +253,7 @@ def diagnose(results: Mapping[str, Result]) -> list[Finding]:
   """Runs every check whose stages, and what it needs of them, are there.
 
   Args:
-    results: `result.json` by stage: 'pretrain', 'probe', 'discover', 'evaluate',
+    results: `result.json` by stage: 'pretrain', 'probe', 'control', 'discover', 'evaluate',
       'reinforce/internal', 'reinforce/raw'; any may be missing.
   """
 

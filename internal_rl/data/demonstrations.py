@@ -61,8 +61,12 @@ class Demonstrations:
     _, training = self.store.split()
     return lambda step: training.batch(seed, step, batch)
 
-  def held_out(self, count: int) -> PyTree:
-    """Returns the first `count` stored episodes, which no `feed` has; None if all are fresh.
+  def held_out(self, count: int, skip: int = 0) -> PyTree:
+    """Returns `count` stored episodes, which no `feed` has; None if all are fresh.
+
+    Args:
+      count: how many.
+      skip: episodes to leave out before them, which have chosen among checkpoints for example.
 
     Raises:
       ValueError: there are not as many in the shard that is held out.
@@ -70,12 +74,12 @@ class Demonstrations:
     if self.store is None:
       return None
     held, _ = self.store.split()
-    if count > len(held):
+    if skip + count > len(held):
       raise ValueError(
         f'data.episodes_per_shard: {self.store.directory} holds out one shard of {len(held)} '
-        f'episodes, but {count} are to be measured on; lower eval_batch or evaluate.batch'
+        f'episodes, but {skip + count} are to be measured on; lower eval_batch or evaluate.batch'
       )
-    return held.take(np.arange(count))
+    return held.take(np.arange(skip, skip + count))
 
   def episodes(self, key: Key, batch: int, fed: PyTree = None) -> Any:
     """Returns compact episodes inside a jitted function: what it was fed, or fresh ones.

@@ -41,6 +41,17 @@ REPLAY = 'evaluate.replay_success'
   [
     ({'pretrain.nll': 0.345}, 'Base model against its floor', 'under-trained'),
     ({'probe.best_accuracy': 0.44}, 'Subgoals in the residual stream', 'not represent'),
+    ({'control.best_layer': 0}, 'Labelled controllers compose', 'overrules'),
+    (
+      {
+        'control.best_layer': 0,
+        'control.layers': [
+          {'layer': 0, 'pretraining': {'success': 0.1}, 'post_training': {'success': 0.1}}
+        ],
+      },
+      'Labelled controllers compose',
+      'do not steer',
+    ),
     ({'discover.kl': 0.001, 'discover.nll': 0.27}, 'Posterior', 'collapsed'),
     ({'discover.switches': 8.0}, 'Number of switches', 'raise alpha'),
     ({'discover.switches': 0.0}, 'Number of switches', 'lower alpha'),

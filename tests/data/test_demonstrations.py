@@ -52,6 +52,7 @@ def test_the_first_shard_is_held_out_from_training(stored, generate):
   assert len(fed) > SHARD
   assert not fed & episodes(held)
   np.testing.assert_array_equal(stored.held_out(3).positions, held.positions[:3])
+  np.testing.assert_array_equal(stored.held_out(2, skip=1).positions, held.positions[1:3])
   with pytest.raises(ValueError, match=r'holds out one shard of 8 episodes, but 9 are'):
     stored.held_out(SHARD + 1)
 
