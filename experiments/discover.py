@@ -90,7 +90,10 @@ def models_of(config: common.Config, params: Params, base: Params) -> Frozen:
 def objective(
   config: common.Config, models: Frozen, batch: Trajectories, key, step, alpha
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the loss of Eq. 3 at an update, and its terms in nats per step."""
+  """Returns the loss of Eq. 3 at an update, and its terms in nats per step.
+
+  With `labelled_steps`, the distance from the true subgoals' codes is added while they are told.
+  """
   section, mask = config.discover, batch.mask
   hardness = (step >= section.steps - section.hard_steps).astype(jnp.float32)
   told = step < section.labelled_steps if section.labelled_steps else None
@@ -103,7 +106,8 @@ def objective(
     row['observation_nll'] = -loss_lib.masked_mean(log_prob, mask)
     loss += section.observation_weight * row['observation_nll']
   if told is not None:
-    loss += told * loss_lib.masked_mean(labelled.error(codes, batch.subgoals), mask)
+    row['label_error'] = loss_lib.masked_mean(labelled.error(codes, batch.subgoals), mask)
+    loss += told * row['label_error']
   return loss, {'loss': loss, **row}
 
 
@@ -213,8 +217,11 @@ def _require_sound(config: common.Config) -> None:
     raise ValueError(f'discover.tolerances={section.tolerances}: 0 must be among them')
   common.cotrains(config)
   subgoals, size = len(common.family(config).subgoals), config.metacontroller.code_size
-  if section.labelled_steps < 0:
-    raise ValueError(f'discover.labelled_steps={section.labelled_steps}: must be 0 or more')
+  if section.labelled_steps and not 0 < section.labelled_steps < section.steps - section.hard_steps:
+    raise ValueError(
+      f'discover.labelled_steps={section.labelled_steps}: must be 0, or positive and less than the '
+      f'{section.steps - section.hard_steps} updates with a soft gate, in which the switch is found'
+    )
   if section.labelled_steps and subgoals > size:
     raise ValueError(
       f'discover.labelled_steps={section.labelled_steps}: {subgoals} subgoals need a '

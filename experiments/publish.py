@@ -61,6 +61,11 @@ def record(
       only the last piece is known.
   """
   _require_same(config, results)
+  if config.discover.labelled_steps and not variant:
+    raise ValueError(
+      f'discover.labelled_steps={config.discover.labelled_steps}: a metacontroller that was told '
+      'the true subgoals is a ceiling; give it a name of its own, --variant=labelled'
+    )
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
   workdir = '_'.join(filter(None, [config.preset, variant, str(config.seed)]))
   own = [flag for flag in artifacts.config_flags(config) if not flag.startswith('--config.seed=')]

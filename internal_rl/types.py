@@ -35,8 +35,9 @@ class Trajectories:
     observations: `o_1 .. o_{T+1}`; inputs are `[:, :-1]`, next-observation targets `[:, 1:]`.
     actions: `a_1 .. a_T`, integers `[b, t]` or torques `[b, t, a]`; arbitrary where masked out.
     mask: True on the steps that were acted on. A row that is False throughout carries no weight.
-    subgoals: ground-truth subgoal in force when `a_t` was chosen. For analysis and for the labelled
-      controllers of App. C.3 only: no other model ever sees it.
+    subgoals: ground-truth subgoal in force when `a_t` was chosen. For analysis and for ceilings
+      alone, which are the labelled controllers of App. C.3 and `metacontroller.labelled`: no other
+      model ever sees it.
     segments: how many subgoals were completed before that one; it steps up where a new subgoal
       begins, also where the same one is asked for again. For analysis only.
     tasks: index of each episode's task.

@@ -67,20 +67,24 @@ def subgoal_decodable(probe: Result) -> Finding:
 
 def controllers_compose(control: Result) -> Finding:
   """Can the base model be steered through an order of subgoals that it has never seen?"""
-  layer = next(row for row in control['layers'] if row['layer'] == control['best_layer'])
-  seen, unseen = (layer[k]['success'] for k in ('pretraining', 'post_training'))
+  rows = {row['layer']: row for row in control['layers']}
+  best, layer = control['best_layer'], control['config']['model']['controlled_layer']
+  layer = layer if layer in rows else best  # Where the metacontroller writes, if it was tried.
+  seen, unseen = (rows[layer][k]['success'] for k in ('pretraining', 'post_training'))
   found = (
-    f'Labelled controllers succeed on {seen:.0%} of pretraining tasks and {unseen:.0%} of the '
-    f'unseen one, at layer {control["best_layer"]}.'
+    f'Labelled controllers at layer {layer} succeed on {seen:.0%} of pretraining tasks and '
+    f'{unseen:.0%} of the unseen one.'
   )
   cure = ''
   if seen < REPLAY_WORKS:
     cure = ' They do not steer the model at all: train it, or them, longer.'
   elif unseen < TRANSFER_SHARE * seen:
     cure = (
-      ' The base model knows which subgoals never follow each other, and overrules them: no code '
-      'can do better, so try a later layer, or a world in which more of them may follow.'
+      ' They do not overcome what the base model knows of subgoals that never follow each other, '
+      'and codes are unlikely to.'
     )
+    if best != layer:
+      cure += f' At layer {best} they reach {rows[best]["post_training"]["success"]:.0%}.'
   return Finding('Labelled controllers compose', not cure, found + cure)
 
 

@@ -88,11 +88,13 @@ def scale(config: Mapping[str, Any]) -> str:
     f'a {model["kind"]} of {model["num_blocks"]} blocks of width '
     f'{model["width"]}; seeds of reinforcement learning: {reinforce["seeds"]}'
   )
+  told = config['discover'].get('labelled_steps', 0)
+  ceiling = f' Its metacontroller was told the true subgoals for {told} updates.' if told else ''
   if config['preset'] == 'paper':
-    return f'The paper’s scale: {world} (the paper: 30).'
+    return f'The paper’s scale: {world} (the paper: 30).{ceiling}'
   return (
     f'Preset “{config["preset"]}”: {world}. The paper’s world has {_PAPER[env["kind"]]}, its '
-    'curves 30 seeds: compare shapes and directions with it, not digits.'
+    f'curves 30 seeds: compare shapes and directions with it, not digits.{ceiling}'
   )
 
 

@@ -77,7 +77,9 @@ class Demonstrations:
     if skip + count > len(held):
       raise ValueError(
         f'data.episodes_per_shard: {self.store.directory} holds out one shard of {len(held)} '
-        f'episodes, but {skip + count} are to be measured on; lower eval_batch or evaluate.batch'
+        f'episodes, but {skip + count} are to be measured on'
+        + (f', {skip} of them to choose a checkpoint' if skip else '')
+        + '; lower eval_batch or evaluate.batch, or collect larger shards'
       )
     return held.take(np.arange(skip, skip + count))
 

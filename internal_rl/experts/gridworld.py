@@ -23,7 +23,7 @@ class Episodes:
     positions: the agent's cell at `o_1 .. o_{T+1}`.
     actions: moves, arbitrary where masked out.
     mask: True on the steps that were acted on; False throughout for an unsuccessful episode.
-    subgoals: ground-truth subgoals. Analysis only.
+    subgoals: ground-truth subgoals, see `Trajectories`.
     segments: how many subgoals were completed before each. Analysis only.
     tasks: index of each episode's task.
     rejected: unsolvable layouts that were rejected on the way to each episode's.

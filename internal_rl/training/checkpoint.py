@@ -296,6 +296,11 @@ def _fill(
 ) -> PyTree:
   """`template` with the checkpoint's values, placed as the template is."""
   wanted = named_leaves(template)
+  if {name.split('.')[0] for name in stored} == {'params'} and stored.keys() < wanted.keys():
+    raise CheckpointMismatchError(
+      f'{path} holds parameters alone, as `save_params` ships them, and no training goes on from '
+      'those. Run the next stage on them, or train in another --workdir'
+    )
   different = []
   for name in sorted(wanted.keys() | stored.keys()):
     old = stored[name]['spec'] if name in stored else 'nothing'

@@ -25,6 +25,14 @@ def test_every_claim_has_its_number_beside_the_papers():
   assert (sampled.name, sampled.measured[:9]) == ('C6', '0 of 2048')
 
 
+def test_a_metacontroller_that_was_told_the_subgoals_is_none_of_the_papers():
+  results = copy.deepcopy(RESULTS)
+  results['discover']['config']['discover']['labelled_steps'] = 600
+  rows = [row for row in claims.numbers([results]) if row.stage == 'discover']
+  assert 'told subgoals for 600 updates, exact step' in rows[0].claim
+  assert not any(row.name or row.paper for row in rows)
+
+
 def test_seeds_are_summarised_by_median_and_quartiles():
   runs = [copy.deepcopy(RESULTS) for _ in range(5)]
   for run, f1 in zip(runs, (0.9, 0.1, 0.5, 0.8, 0.4), strict=True):
@@ -81,14 +89,12 @@ def test_what_is_not_measured_is_said():
 def test_the_ant_is_not_set_beside_the_gridworlds_numbers():
   gridworld = claims.numbers([RESULTS])
   paper = lambda rows: {row.claim: row.paper for row in rows}
-  unnamed = {row.claim for row in gridworld if not row.name}
-  assert not any(paper(claims.of_world(gridworld, 'gridworld'))[claim] for claim in unnamed)
-  named = lambda rows: [row for row in rows if row.name]
-  assert named(claims.of_world(gridworld, 'gridworld')) == named(gridworld)
+  assert claims.of_world(gridworld, 'gridworld') == gridworld
   ant = paper(claims.of_world(gridworld, 'ant'))
   internal = next(
     row for row in gridworld if row.stage == 'reinforce/internal' and row.name == 'C5'
   )
   assert 'about 0.6' in ant[internal.claim]
-  shared = {row.claim for row in named(gridworld) if row.paper and ant[row.claim] == row.paper}
+  assert (paper(gridworld)[claims.EXPERT], ant[claims.EXPERT][:3]) == ('', '0.7')
+  shared = {claim for claim, text in paper(gridworld).items() if text and ant[claim] == text}
   assert not shared

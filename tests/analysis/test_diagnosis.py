@@ -41,7 +41,11 @@ REPLAY = 'evaluate.replay_success'
   [
     ({'pretrain.nll': 0.345}, 'Base model against its floor', 'under-trained'),
     ({'probe.best_accuracy': 0.44}, 'Subgoals in the residual stream', 'not represent'),
-    ({'control.best_layer': 0}, 'Labelled controllers compose', 'overrules'),
+    (
+      {'control.config.model.controlled_layer': 0},
+      'Labelled controllers compose',
+      'At layer 3 they reach 40%',
+    ),
     (
       {
         'control.best_layer': 0,

@@ -55,6 +55,8 @@ def test_the_first_shard_is_held_out_from_training(stored, generate):
   np.testing.assert_array_equal(stored.held_out(2, skip=1).positions, held.positions[1:3])
   with pytest.raises(ValueError, match=r'holds out one shard of 8 episodes, but 9 are'):
     stored.held_out(SHARD + 1)
+  with pytest.raises(ValueError, match=r'but 9 are to be measured on, 1 of them to choose a chec'):
+    stored.held_out(SHARD, skip=1)
 
 
 def test_a_store_of_one_shard_is_refused(generate, tmp_path):

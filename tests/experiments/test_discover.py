@@ -89,19 +89,39 @@ def test_strengths_of_a_seed_start_from_one_base_and_go_their_own_ways():
   assert np.abs(end[0] - end[1]).max() > 0
 
 
-def test_while_told_the_subgoals_the_switch_learns_nothing_and_the_encoder_does():
-  switch = lambda told, updates: {
-    name: has
-    for name, has in moved(
-      *updated('frozen', optax.sgd(1.0), updates, labelled_steps=told)[:2]
-    ).items()
-    if 'switch' in name
-  }
-  assert not any(switch(1, 1).values())
-  assert any(switch(1, 2).values())
-  before, after, row = updated('frozen', optax.sgd(1.0), 1, labelled_steps=1)
-  assert any(has for name, has in moved(before, after).items() if 'encoder' in name)
-  assert (row['loss'] > row['nll'] + np.array(ALPHAS) * row['kl']).all()
+@pytest.mark.parametrize('fields', [{}, {'kl_weight': 'gated'}, {'gate': 'gumbel'}])
+def test_the_switch_learns_nothing_while_the_subgoals_are_told(fields):
+  def change(told, updates):
+    before, after, _ = updated('frozen', optax.sgd(1.0), updates, labelled_steps=told, **fields)
+    before, after = named_leaves(before), named_leaves(after)
+    return max(np.abs(after[name] - before[name]).max() for name in before if 'switch' in name)
+
+  assert change(1, 1) == 0
+  assert change(1, 2) > 0
+
+
+def test_labels_matter_while_they_are_told_and_at_no_other_time():
+  config = get_config('smoke')
+  config.discover.labelled_steps = 1
+  params = jax.tree.map(lambda x: x[0], population(config, optax.sgd(1.0)).params)
+  models, key = Frozen(pretrained(), params), jax.random.key(0)
+  others = batch().replace(subgoals=(batch().subgoals + 1) % 4)
+
+  def loss(step, batch):
+    return discover.objective(config, models, batch, key, jnp.array(step), 0.1)[1]
+
+  measured = lambda batch: discover.measure(config, models, batch, key)[0]
+  assert loss(0, batch())['nll'] != loss(0, others)['nll']
+  for now, then in ((loss(1, batch()), loss(1, others)), (measured(batch()), measured(others))):
+    assert {name for name in now if now[name] != then[name]} <= {'label_error'}
+  terms = loss(0, batch())
+  parts = terms['nll'] + 0.1 * terms['kl'] * discover.alpha_at(config, jnp.array(0), 1.0)
+  np.testing.assert_allclose(terms['loss'], parts + terms['label_error'], rtol=1e-5)
+
+
+def test_the_encoder_learns_what_it_is_told():
+  error = lambda n: updated('frozen', optax.adam(1e-2), n, labelled_steps=40)[2]['label_error']
+  assert (error(40) < 0.5 * error(1)).all()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +129,8 @@ def test_while_told_the_subgoals_the_switch_learns_nothing_and_the_encoder_does(
   [
     ({'base': 'free'}, r"discover\.base='free': must be one of"),
     ({'base': 'random', 'gate': 'open'}, r"discover\.gate='open': .* discover\.base='random'"),
-    ({'labelled_steps': -1}, r'discover\.labelled_steps=-1: must be 0 or more'),
+    ({'labelled_steps': -1}, r'discover\.labelled_steps=-1: must be 0, or positive'),
+    ({'labelled_steps': 2}, r'less than the 2 updates with a soft gate'),
     ({'observation_weight': -1.0}, r'discover\.observation_weight=-1\.0: must be 0'),
   ],
 )

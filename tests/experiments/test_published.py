@@ -208,3 +208,9 @@ def test_a_config_that_no_stage_had_is_not_published():
   config.evaluate.episodes = 7
   with pytest.raises(ValueError, match=r'evaluate.episodes: it has \d+, this run 7'):
     publish.record(config, results)
+
+
+def test_a_ceiling_is_not_published_as_the_method():
+  with pytest.raises(ValueError, match=r'labelled_steps=100: .* ceiling.* --variant=labelled'):
+    record(0, labelled_steps=100)
+  assert record(0, 'labelled', labelled_steps=100)['variant'] == 'labelled'

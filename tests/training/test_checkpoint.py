@@ -247,6 +247,15 @@ def test_parameters_of_another_model_are_refused_by_field(tmp_path):
     training.restore_params(str(tmp_path), expect={'model': {'width': 65}})
 
 
+def test_training_does_not_go_on_from_parameters_alone(tmp_path):
+  training.save_params(str(tmp_path), state(1.0).params, CONFIG)
+  with (
+    training.Checkpoints(str(tmp_path), CONFIG) as checkpoints,
+    pytest.raises(training.CheckpointMismatchError, match='holds parameters alone'),
+  ):
+    checkpoints.restore(state(0.0))
+
+
 def test_damaged_parameters_are_an_error_rather_than_other_parameters(tmp_path):
   training.save_params(str(tmp_path), {'w': jnp.ones(2)}, CONFIG)
   (tmp_path / 'best/0/state/manifest.ocdbt').unlink()
