@@ -12,7 +12,7 @@ from internal_rl.analysis import bayes
 from internal_rl.metacontroller.loss import masked_mean
 
 SHIPPED = pathlib.Path(__file__).parents[2] / 'checkpoints'
-MEGABYTES = {'ant_small': 0.4, 'gridworld_small': 1.2}
+MEGABYTES = {'ant_small': 1.0, 'gridworld_small': 1.0}
 
 
 def test_the_base_model_is_as_near_its_floor_as_its_result_says():
@@ -34,6 +34,8 @@ def test_the_base_model_is_as_near_its_floor_as_its_result_says():
 def test_the_ants_expert_walks_to_its_goals():
   config, workdir = ant.get_config('small'), str(SHIPPED / 'ant_small')
   assert artifacts.read_result(config, workdir, 'expert')
+  assert artifacts.read_result(config, workdir, 'pretrain')
+  assert artifacts.base_params(config, workdir)
   expert = artifacts.expert(config, workdir, clean=True)
   tasks = jnp.arange(16) % len(expert.env.tasks.lengths)
   play = jax.jit(lambda expert, key: expert.play(key, tasks, horizon=300).mask[:, 0])
