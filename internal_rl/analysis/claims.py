@@ -11,6 +11,7 @@ import numpy as np
 
 from internal_rl.analysis import figures
 from internal_rl.analysis.figures import method_name, tolerances
+from internal_rl.envs.tasks import FAMILIES
 
 Result = Mapping[str, Any]
 Run = Mapping[str, Result]
@@ -240,7 +241,11 @@ def _evaluate(results: list[Result]) -> list[Number]:
     found = _pick(results, field)
     if found:
       seen = np.median([outcome['pretraining']['success'] for outcome in found])
-      rows.append(make(rate(_pick(found, 'post_training')), f'{seen:.3g} on pretraining tasks'))
+      bound = f'{seen:.3g} on pretraining tasks'
+      if field == 'base_success':
+        family = FAMILIES[results[0]['config']['env']['family']]
+        bound += f', of {family.clone_success(family.pretraining):.3g} for a perfect clone'
+      rows.append(make(rate(_pick(found, 'post_training')), bound))
   return rows
 
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from internal_rl.analysis import switching
+from internal_rl.envs.tasks import FAMILIES
 
 Result = Mapping[str, Any]
 
 BASE_GAP = 0.1  # Of what the goal is worth to a predictor: more is an under-trained base.
+ACTING_SHARE = 0.5  # Of the success of a perfect clone of the expert.
 PROBE_SHARE = 0.75  # Of the Bayes belief's accuracy.
 COLLAPSED_KL = 0.02  # Nats a step.
 COLLAPSED_GAIN = 0.1  # Of what telling the goal would gain.
@@ -52,6 +54,20 @@ def base_floor(pretrain: Result) -> Finding:
   cure = ' It is under-trained, so nothing built on it can be judged: train it longer first.'
   ok = share <= BASE_GAP
   return Finding('Base model against its floor', ok, found + ('' if ok else cure))
+
+
+def base_acts(evaluate: Result) -> Finding:
+  """Does the base model, left to itself, do what the demonstrations do?"""
+  success = evaluate['base_success']['pretraining']['success']
+  family = FAMILIES[evaluate['config']['env']['family']]
+  clone = family.clone_success(family.pretraining)
+  found = (
+    f'Actions sampled from the base model complete {success:.1%} of pretraining tasks; a perfect '
+    f'clone of the expert, told the task as little, {clone:.1%}.'
+  )
+  cure = ' It predicts well and acts badly: errors add up over an episode. Train it longer.'
+  ok = success >= ACTING_SHARE * clone
+  return Finding('Base model left to itself', ok, found + ('' if ok else cure))
 
 
 def subgoal_decodable(probe: Result) -> Finding:
@@ -239,6 +255,7 @@ def better_than_raw(internal: Result, raw: Result) -> Finding:
 # A check needs stages, or single fields of their results: not every world has exact floors.
 CHECKS: tuple[tuple[Callable[..., Finding], tuple[str, ...]], ...] = (
   (base_floor, ('pretrain:bayes_nll',)),
+  (base_acts, ('evaluate:base_success',)),
   (subgoal_decodable, ('probe:bayes_accuracy',)),
   (controllers_compose, ('control',)),
   (posterior_collapse, ('discover', 'pretrain:goal_nll')),

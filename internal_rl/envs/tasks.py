@@ -75,6 +75,17 @@ class TaskFamily:
       rest = rest[len(self.subgoals[match[0]]) :]
     return tuple(goals)
 
+  def clone_success(self, tasks: tuple[str, ...]) -> float:
+    """Returns how often a perfect clone of the expert completes one of `tasks`, given at random.
+
+    No observation tells it the task. So it does one of the pretraining tasks, as the demonstrations
+    do, and completes the one given if that is how its own begins. No model that has learnt from
+    demonstrations alone can be expected to do better.
+    """
+    given = [tuple(task.split('-')) for task in tasks]
+    done = [tuple(task.split('-')) for task in self.pretraining]
+    return float(np.mean([mine[: len(task)] == task for task in given for mine in done]))
+
   def arrays(self, tasks: tuple[str, ...]) -> Tasks:
     """Returns `tasks` as padded NumPy arrays."""
     goals = [self.parse(task) for task in tasks]

@@ -40,6 +40,11 @@ REPLAY = 'evaluate.replay_success'
   ('changes', 'name', 'words'),
   [
     ({'pretrain.nll': 0.345}, 'Base model against its floor', 'under-trained'),
+    (
+      {'evaluate.base_success.pretraining.success': 0.01},
+      'Base model left to itself',
+      'clone of the expert, told the task as little, 8.3%',
+    ),
     ({'probe.best_accuracy': 0.44}, 'Subgoals in the residual stream', 'not represent'),
     (
       {'control.config.model.controlled_layer': 0},

@@ -84,3 +84,13 @@ def test_arrays_pad_shorter_tasks_and_name_each_stages_subgoal():
 def test_a_task_that_cuts_a_subgoal_is_refused():
   with pytest.raises(ValueError, match=r"task '0-1-2'.*does not start with any of"):
     FAMILIES['gridworld'].parse('0-1-2')
+
+
+def test_a_perfect_clone_completes_what_it_happens_to_be_doing():
+  for name, count in (('gridworld', 16), ('ant', 16), ('three_pairs', 12)):
+    family = FAMILIES[name]
+    assert len(set(family.pretraining)) == count
+    assert family.clone_success(family.pretraining) == pytest.approx(1 / count)
+    assert family.clone_success((family.post_training,)) == 0
+  # Two of Table A1's tasks begin like the first, one goes on like the second.
+  assert FAMILIES['gridworld'].clone_success(('0-1-4-5', '0-1-6-7-2-3')) == pytest.approx(3 / 32)
