@@ -54,14 +54,27 @@ def fingerprint(config: Config, stage: str, **run: Any) -> dict[str, Any]:
     stage: a key of `SECTIONS`.
     **run: which of the stage's runs; without any, all of them together.
   """
-  sections = mapping(config)
   left_out = _FREE | (_AXES if run else set())
 
-  def keep(name: str) -> dict[str, Any]:
+  def keep(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     free = left_out | (_FREE_OF_DATA if name == 'data' else set())
-    return {field: value for field, value in sections[name].items() if field not in free}
+    return {field: value for field, value in section.items() if field not in free}
 
-  return {'seed': config.seed, **{name: keep(name) for name in SECTIONS[stage]}, **run}
+  sections = sections_of(mapping(config), stage)
+  kept = {name: keep(name, section) for name, section in sections.items()}
+  return {'seed': config.seed, **kept, **run}
+
+
+def sections_of(whole: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:
+  """Returns the sections of a config, as a mapping, that a stage reads.
+
+  Where the metacontroller acts says nothing about stages without one: one base model serves all
+  layers.
+  """
+  found = {name: dict(whole[name]) for name in SECTIONS[stage]}
+  if 'metacontroller' not in found and 'model' in found:
+    del found['model']['controlled_layer']
+  return found
 
 
 def stage_dir(workdir: str, *parts: str) -> str:

@@ -95,9 +95,12 @@ def _require_same(config: common.Config, results: Mapping[str, Mapping[str, Any]
   """Refuses a config that any stage did not have, in the sections that the stage read."""
   asked = artifacts.mapping(config)
   for stage, result in results.items():
-    sections = {*artifacts.SECTIONS[stage], *(['evaluate'] if stage in artifacts.MEASURED else [])}
-    of = lambda whole, sections=sections: {name: whole[name] for name in sections}
-    if differ := _differing(of(result['config']), of(asked)):
+    measured = ['evaluate'] if stage in artifacts.MEASURED else []
+
+    def read(whole, stage=stage, measured=measured):
+      return artifacts.sections_of(whole, stage) | {name: whole[name] for name in measured}
+
+    if differ := _differing(read(result['config']), read(asked)):
       raise ValueError(f'{stage} was run with another config: {"; ".join(differ)}; give that one')
 
 
