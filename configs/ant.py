@@ -125,6 +125,7 @@ def _paper() -> ConfigDict:
   config.control.kind = 'full'
   config.control.rank = 16  # Of kind 'low_rank'.
   config.control.layers = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+  config.control.gains = (1.0,)  # Beside 1, what the trained update of the stream is multiplied by.
   config.metacontroller = stage.metacontroller(controller='full')
   config.discover = stage.discover(
     steps=32_000,

@@ -81,6 +81,7 @@ def _paper() -> ConfigDict:
   config.control.kind = 'low_rank'
   config.control.rank = 16
   config.control.layers = (0, 1, 2, 3, 4, 5, 6)
+  config.control.gains = (1.0,)  # Beside 1, what the trained update of the stream is multiplied by.
   config.metacontroller = stage.metacontroller(controller='low_rank')
   config.discover = stage.discover(
     steps=64_000,
@@ -130,7 +131,18 @@ def _small(config: ConfigDict) -> None:
     observation_weight=0.05,
   )
   config.probe.update(steps=1000, batch=128, learning_rate=3e-3)
-  config.control.update(steps=1000, batch=128, learning_rate=3e-3, layers=(0, 1, 2, 3, 4))
+  # The base model knows which pair never follows which. To overrule it controllers must become
+  # stronger than the pretraining tasks ask of them.
+  config.control.update(
+    steps=2000,
+    batch=128,
+    learning_rate=5e-3,
+    schedule='cosine',
+    warmup_steps=100,
+    weight_decay=0.0,
+    layers=(0, 1, 2, 3, 4),
+    gains=(1.0, 1.5, 2.0),
+  )
   config.metacontroller.update(initial_std=0.1)
   config.discover.update(
     steps=6000,
@@ -172,7 +184,13 @@ def _quickstart(config: ConfigDict) -> None:
   config.pretrain.update(steps=4000, eval_every=1000, checkpoint_every=1000)
   config.probe.update(steps=300)
   config.control.update(
-    steps=800, batch=64, learning_rate=1e-2, schedule='cosine', warmup_steps=50, layers=(2,)
+    steps=800,
+    batch=64,
+    learning_rate=1e-2,
+    warmup_steps=50,
+    weight_decay=0.03,
+    layers=(2,),
+    gains=(1.0, 1.5),
   )
   # What the lengths and rates below were tuned with.
   config.metacontroller.update(decoder_activation='relu', initial_std=1.0)
@@ -213,7 +231,7 @@ def _smoke(config: ConfigDict) -> None:
   tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
   for name in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
     config[name].update(tiny, warmup_steps=1)
-  config.control.update(layers=(0, 1))
+  config.control.update(layers=(0, 1), gains=(1.0, 2.0))
   config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
   config.reinforce.update(minibatches=2, epochs=2)
   config.data.update(episodes=32, episodes_per_shard=16, collect_batch=8)

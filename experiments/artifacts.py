@@ -42,8 +42,8 @@ _FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call', 'to
 _FREE_OF_DATA = {'directory', 'episodes', 'episodes_per_shard', 'collect_batch'}
 # Stages whose success rates are measured on as many episodes as this section says.
 MEASURED = {'control', 'discover', 'reinforce/internal', 'reinforce/raw'}
-# One run each: a single run does not depend on which others there are.
-_AXES = {'layers', 'learning_rates', 'raw_learning_rates', 'seeds'}
+# One run each, or one measurement: a single run does not depend on which others there are.
+_AXES = {'layers', 'gains', 'learning_rates', 'raw_learning_rates', 'seeds'}
 
 
 def fingerprint(config: Config, stage: str, **run: Any) -> dict[str, Any]:

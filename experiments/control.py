@@ -3,6 +3,7 @@
 python -m experiments.control --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 from experiments import artifacts, common
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.control.controller import Controller
+from internal_rl.envs.environment import Pinpad
 from internal_rl.metacontroller.loss import masked_mean
 from internal_rl.models.sequence_model import SequenceModel
 from internal_rl.training import loop
@@ -70,35 +72,48 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     feed=data.feed(config.seed, section.batch),
     fingerprint=artifacts.fingerprint(config, 'control', layer=layer) | data.fingerprint,
   )
-  row: dict[str, Any] = {'layer': layer}
+  row: dict[str, Any] = {'layer': layer, 'amplified': []}
   key = common.key_for(config, 'control', layer, 'nll')
   batch = data.batch(key, section.eval_batch, held_out)
   row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
-  for env, names in (
-    (common.environment(config), ['pretraining']),
-    (common.post_training_environment(config), ['selection', 'post_training']),
-  ):
-    success = _closed_loop(config, env, controller, state.params, base, layer)
-    row |= {name: success(common.key_for(config, 'control', layer, name)) for name in names}
+  measure = functools.partial(_closed_loop, config, controller, state.params, base, layer)
+  seen, unseen = (
+    measure(env)
+    for env in (common.environment(config), common.post_training_environment(config))
+  )
+  keys = {
+    name: common.key_for(config, 'control', layer, name)
+    for name in ('pretraining', 'selection', 'post_training')
+  }
+  row['pretraining'] = seen(keys['pretraining'], 1.0)
+  for gain in dict.fromkeys((1.0, *section.gains)):
+    found = {name: unseen(keys[name], gain) for name in ('selection', 'post_training')}
+    if gain == 1:
+      row |= found
+    else:
+      row['amplified'].append({'gain': gain, **found})
   return row
 
 
 def _closed_loop(
-  config: common.Config, env, controller: Controller, params, base, layer: int
-) -> Callable[[Key], dict[str, float]]:
-  """Returns what measures success on the tasks of `env`, steered by the true subgoal throughout."""
+  config: common.Config, controller: Controller, params, base, layer: int, env: Pinpad
+) -> Callable[[Key, float], dict[str, float]]:
+  """Returns what measures success on the tasks of `env`, steered by the true subgoal throughout.
+
+  It takes a key and what to multiply the controllers' update of the stream by.
+  """
   rollout = BaseRollout(env, common.base_model(config), layer)
   tasks = common.task_batch(env, config.evaluate.batch)
   num_subgoals = len(env.family.subgoals)
 
   @jax.jit
-  def episodes(base, params, key):
+  def episodes(base, params, gain, key):
     one_hot = lambda state: jax.nn.one_hot(state.subgoal, num_subgoals)
-    steer = lambda state, e, context: e + controller.apply(params, one_hot(state), e)
+    steer = lambda state, e, context: e + gain * controller.apply(params, one_hot(state), e)
     return rollout(base, key, tasks, steer)
 
-  return lambda key: common.success_rate(
-    lambda k: episodes(base, params, k),
+  return lambda key, gain: common.success_rate(
+    lambda k: episodes(base, params, gain, k),
     key,
     config.evaluate.episodes,
     config.evaluate.batch,

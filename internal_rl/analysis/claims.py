@@ -207,7 +207,22 @@ def _control(results: list[Result]) -> list[Number]:
   layers = ', '.join(str(layer) for layer in sorted({row['layer'] for row in chosen}))
   seen = np.median([row['pretraining']['success'] for row in chosen])
   measured = rate(_pick(chosen, 'post_training'))
-  return [_claimed('C2', measured, f'{seen:.3g} on pretraining tasks', f', best layer ({layers})')]
+  bound = f'{seen:.3g} on pretraining tasks'
+  return [_claimed('C2', measured, bound, f', best layer ({layers})'), *_amplified(results)]
+
+
+def _amplified(results: list[Result]) -> list[Number]:
+  """Returns success of the layer and gain that are best on episodes other than those reported."""
+  found: dict[tuple[int, float], list[Result]] = {}
+  for row in (row for result in results for row in result['layers']):
+    for stronger in row.get('amplified', []):
+      found.setdefault((row['layer'], stronger['gain']), []).append(stronger)
+  if not found:
+    return []
+  selection = lambda at: np.median([row['selection']['success'] for row in found[at]])
+  layer, gain = best = max(found, key=selection)
+  text = f'Unseen task: labelled controllers amplified {gain:g} times, best layer ({layer})'
+  return [Number(text, rate(_pick(found[best], 'post_training')), '')]
 
 
 def _discover(results: list[Result]) -> list[Number]:

@@ -101,6 +101,12 @@ def controllers_compose(control: Result) -> Finding:
     )
     if best != layer:
       cure += f' At layer {best} they reach {rows[best]["post_training"]["success"]:.0%}.'
+    amplified = rows[layer].get('amplified', [])
+    if stronger := max(amplified, key=lambda row: row['selection']['success'], default=None):
+      cure += (
+        f' Amplified {stronger["gain"]:g} times they reach '
+        f'{stronger["post_training"]["success"]:.0%}.'
+      )
   return Finding('Labelled controllers compose', not cure, found + cure)
 
 

@@ -109,7 +109,16 @@ def results():
       best_success=0.4,
       best_layer=3,
       layers=[
-        {'layer': i} | {'pretraining': outcome(0.3 + 1.3 * s), 'post_training': outcome(s)}
+        {
+          'layer': i,
+          'pretraining': outcome(0.3 + 1.3 * s),
+          'selection': outcome(s),
+          'post_training': outcome(s),
+          'amplified': [
+            {'gain': gain, 'selection': outcome(gain * s / 2), 'post_training': outcome(gain * s)}
+            for gain in (1.5, 0.5)
+          ],
+        }
         for i, s in enumerate((0.01, 0.21, 0.5, 0.4, 0.12))
       ],
     ),

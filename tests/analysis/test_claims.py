@@ -21,6 +21,8 @@ def test_every_claim_has_its_number_beside_the_papers():
   assert internal.paper.startswith('about 0.8')
   raw = rows['Unseen task: raw-action RL after 256,000 episodes']
   assert (raw.name, raw.stage, raw.paper[:4]) == ('C5', 'reinforce/raw', 'does')
+  amplified = rows['Unseen task: labelled controllers amplified 1.5 times, best layer (2)']
+  assert (amplified.name, amplified.measured[:5]) == ('', '0.750')
   sampled = rows['Unseen task: actions sampled from the base model']
   assert (sampled.name, sampled.measured[:9]) == ('C6', '0 of 2048')
 

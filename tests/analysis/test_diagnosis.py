@@ -49,7 +49,7 @@ REPLAY = 'evaluate.replay_success'
     (
       {'control.config.model.controlled_layer': 0},
       'Labelled controllers compose',
-      'At layer 3 they reach 40%',
+      'At layer 3 they reach 40%. Amplified 1.5 times they reach 2%.',
     ),
     (
       {
