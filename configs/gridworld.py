@@ -113,7 +113,7 @@ def _small(config: ConfigDict) -> None:
   config.env.update(grid_size=4, num_objects=6, num_walls=0, time_limit=64, family='three_pairs')
   config.data.update(horizon=30)
   config.model.update(
-    width=64, num_blocks=4, mlp_width=256, controlled_layer=2, embedding_scale=0.9
+    width=64, num_blocks=4, mlp_width=256, controlled_layer=3, embedding_scale=0.9
   )
   config.pretrain.update(
     steps=34_000,
@@ -145,8 +145,8 @@ def _small(config: ConfigDict) -> None:
   )
   config.metacontroller.update(initial_std=0.1)
   config.discover.update(
-    steps=6000,
-    batch=128,
+    steps=5000,
+    batch=64,
     learning_rate=3e-3,
     schedule='cosine',
     warmup_steps=100,
@@ -158,19 +158,21 @@ def _small(config: ConfigDict) -> None:
     eval_every=500,
     checkpoint_every=500,
   )
-  config.policy.update(width=64, mlp_width=128, num_heads=4)
+  # Wider than the prior: what steers the base model through unseen transitions is a longer code.
+  config.policy.update(width=64, mlp_width=128, num_heads=4, initial_std=1.5)
   config.reinforce.update(
-    steps=500,
-    batch=512,
-    learning_rates=(3e-4, 1e-3),
-    raw_learning_rates=(3e-5, 1e-4),
+    steps=300,
+    batch=2048,
+    learning_rates=(1e-3, 3e-3),
+    raw_learning_rates=(1e-4, 1e-3),
     seeds=3,
     time_limit=64,
     max_decisions=32,
-    epochs=4,
+    epochs=2,
     minibatches=4,
-    eval_every=50,
-    checkpoint_every=50,
+    eval_every=20,
+    eval_batch=4096,
+    checkpoint_every=20,
     updates_per_call=5,
   )
   config.evaluate.update(episodes=2048, batch=512, floor_episodes=2048)
@@ -181,6 +183,7 @@ def _quickstart(config: ConfigDict) -> None:
   _small(config)
   config.env.update(grid_size=3, num_objects=4, num_walls=0, time_limit=24, family='ant')
   config.data.update(horizon=16)
+  config.model.update(controlled_layer=2)
   config.pretrain.update(steps=4000, eval_every=1000, checkpoint_every=1000)
   config.probe.update(steps=300)
   config.control.update(
@@ -205,6 +208,7 @@ def _quickstart(config: ConfigDict) -> None:
     eval_every=400,
     checkpoint_every=400,
   )
+  config.policy.update(initial_std=1.0)
   config.reinforce.update(
     steps=40,
     batch=4096,
