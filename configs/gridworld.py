@@ -161,8 +161,11 @@ def _small(config: ConfigDict) -> None:
   # Wider than the prior: what steers the base model through unseen transitions is a longer code.
   config.policy.update(width=64, mlp_width=128, num_heads=4, initial_std=1.5)
   config.reinforce.update(
-    steps=300,
+    steps=200,
     batch=2048,
+    # As the policy grows sure of itself its gradient grows, and a single update can undo it all.
+    clip_norm=1.0,
+    schedule='cosine',
     learning_rates=(1e-3, 3e-3),
     raw_learning_rates=(1e-4, 1e-3),
     seeds=3,
@@ -212,6 +215,8 @@ def _quickstart(config: ConfigDict) -> None:
   config.reinforce.update(
     steps=40,
     batch=4096,
+    clip_norm=0.0,
+    schedule='constant',
     seeds=1,
     learning_rates=(3e-3, 5e-3),
     raw_learning_rates=(1e-4, 1e-3),
