@@ -125,7 +125,8 @@ def _paper() -> ConfigDict:
   config.control.kind = 'full'
   config.control.rank = 16  # Of kind 'low_rank'.
   config.control.layers = (0, 1, 2, 3, 4, 5, 6, 7, 8)
-  config.control.gains = (1.0,)  # Beside 1, what the trained update of the stream is multiplied by.
+  # Ours: what controllers, once trained, are amplified by, beside being measured as they are.
+  config.control.gains = ()
   config.metacontroller = stage.metacontroller(controller='full')
   config.discover = stage.discover(
     steps=32_000,

@@ -81,7 +81,8 @@ def _paper() -> ConfigDict:
   config.control.kind = 'low_rank'
   config.control.rank = 16
   config.control.layers = (0, 1, 2, 3, 4, 5, 6)
-  config.control.gains = (1.0,)  # Beside 1, what the trained update of the stream is multiplied by.
+  # Ours: what controllers, once trained, are amplified by, beside being measured as they are.
+  config.control.gains = ()
   config.metacontroller = stage.metacontroller(controller='low_rank')
   config.discover = stage.discover(
     steps=64_000,
@@ -141,20 +142,21 @@ def _small(config: ConfigDict) -> None:
     warmup_steps=100,
     weight_decay=0.0,
     layers=(0, 1, 2, 3, 4),
-    gains=(1.0, 1.5, 2.0),
+    gains=(1.5, 2.0),
   )
   config.metacontroller.update(initial_std=0.1)
   config.discover.update(
-    steps=5000,
+    steps=4000,
     batch=64,
-    learning_rate=3e-3,
+    optimiser='muon',
+    learning_rate=6e-3,
     schedule='cosine',
     warmup_steps=100,
     clip_norm=1.0,
     weight_decay=0.0,
-    alphas=(0.05, 0.1, 0.17),
-    alpha_delay=1000,
-    alpha_ramp=1500,
+    alphas=(0.05, 0.1, 0.2),
+    alpha_delay=500,
+    alpha_ramp=1000,
     eval_every=500,
     checkpoint_every=500,
   )
@@ -196,7 +198,7 @@ def _quickstart(config: ConfigDict) -> None:
     warmup_steps=50,
     weight_decay=0.03,
     layers=(2,),
-    gains=(1.0, 1.5),
+    gains=(1.5,),
   )
   # What the lengths and rates below were tuned with.
   config.metacontroller.update(decoder_activation='relu', initial_std=1.0)
@@ -240,7 +242,7 @@ def _smoke(config: ConfigDict) -> None:
   tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
   for name in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
     config[name].update(tiny, warmup_steps=1)
-  config.control.update(layers=(0, 1), gains=(1.0, 2.0))
+  config.control.update(layers=(0, 1), gains=(2.0,))
   config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
   config.reinforce.update(minibatches=2, epochs=2)
   config.data.update(episodes=32, episodes_per_shard=16, collect_batch=8)

@@ -259,7 +259,7 @@ def _evaluate(results: list[Result]) -> list[Number]:
       bound = f'{seen:.3g} on pretraining tasks'
       if field == 'base_success':
         family = FAMILIES[results[0]['config']['env']['family']]
-        bound += f', of {family.clone_success(family.pretraining):.3g} for a perfect clone'
+        bound += f', of {family.clone_success:.3g} for a clone of a perfect expert'
       rows.append(make(rate(_pick(found, 'post_training')), bound))
   return rows
 

@@ -59,13 +59,12 @@ def base_floor(pretrain: Result) -> Finding:
 def base_acts(evaluate: Result) -> Finding:
   """Does the base model, left to itself, do what the demonstrations do?"""
   success = evaluate['base_success']['pretraining']['success']
-  family = FAMILIES[evaluate['config']['env']['family']]
-  clone = family.clone_success(family.pretraining)
+  clone = FAMILIES[evaluate['config']['env']['family']].clone_success
   found = (
-    f'Actions sampled from the base model complete {success:.1%} of pretraining tasks; a perfect '
-    f'clone of the expert, told the task as little, {clone:.1%}.'
+    f'Actions sampled from the base model complete {success:.1%} of pretraining tasks; a clone of '
+    f'a perfect expert, told the task as little, {clone:.1%}.'
   )
-  cure = ' It predicts well and acts badly: errors add up over an episode. Train it longer.'
+  cure = ' Its errors add up over an episode, however well it predicts a step: train it longer.'
   ok = success >= ACTING_SHARE * clone
   return Finding('Base model left to itself', ok, found + ('' if ok else cure))
 
@@ -81,11 +80,14 @@ def subgoal_decodable(probe: Result) -> Finding:
   return Finding('Subgoals in the residual stream', ok, found + ('' if ok else cure))
 
 
-def controllers_compose(control: Result) -> Finding:
+def controllers_compose(control: Result, discover: Result | None) -> Finding:
   """Can the base model be steered through an order of subgoals that it has never seen?"""
   rows = {row['layer']: row for row in control['layers']}
-  best, layer = control['best_layer'], control['config']['model']['controlled_layer']
-  layer = layer if layer in rows else best  # Where the metacontroller writes, if it was tried.
+  best = layer = control['best_layer']
+  if discover is not None:
+    # Where the metacontroller acts, if it was tried.
+    acting = discover['config']['model']['controlled_layer']
+    layer = acting if acting in rows else best
   seen, unseen = (rows[layer][k]['success'] for k in ('pretraining', 'post_training'))
   found = (
     f'Labelled controllers at layer {layer} succeed on {seen:.0%} of pretraining tasks and '
@@ -101,12 +103,11 @@ def controllers_compose(control: Result) -> Finding:
     )
     if best != layer:
       cure += f' At layer {best} they reach {rows[best]["post_training"]["success"]:.0%}.'
-    amplified = rows[layer].get('amplified', [])
-    if stronger := max(amplified, key=lambda row: row['selection']['success'], default=None):
-      cure += (
-        f' Amplified {stronger["gain"]:g} times they reach '
-        f'{stronger["post_training"]["success"]:.0%}.'
-      )
+    gains = {1.0: rows[layer], **{row['gain']: row for row in rows[layer].get('amplified', [])}}
+    gain = max(gains, key=lambda gain: gains[gain]['selection']['success'])
+    if gain > 1:
+      reached = gains[gain]['post_training']['success']
+      cure += f' Amplified {gain:g} times they reach {reached:.0%} at layer {layer}.'
   return Finding('Labelled controllers compose', not cure, found + cure)
 
 
@@ -258,12 +259,13 @@ def better_than_raw(internal: Result, raw: Result) -> Finding:
   return Finding('Against raw-action RL', ok, found)
 
 
-# A check needs stages, or single fields of their results: not every world has exact floors.
+# A check needs stages, or single fields of their results: not every world has exact floors. It can
+# do without what has a question mark.
 CHECKS: tuple[tuple[Callable[..., Finding], tuple[str, ...]], ...] = (
   (base_floor, ('pretrain:bayes_nll',)),
   (base_acts, ('evaluate:base_success',)),
   (subgoal_decodable, ('probe:bayes_accuracy',)),
-  (controllers_compose, ('control',)),
+  (controllers_compose, ('control', 'discover?')),
   (posterior_collapse, ('discover', 'pretrain:goal_nll')),
   (switch_rate, ('discover',)),
   (switch_alignment, ('discover',)),
@@ -285,9 +287,12 @@ def diagnose(results: Mapping[str, Result]) -> list[Finding]:
   """
 
   def found(need: str) -> Result | None:
-    stage, _, field = need.partition(':')
+    stage, _, field = need.rstrip('?').partition(':')
     result = results.get(stage)
     return result if result is not None and (not field or field in result) else None
 
-  wanted = [(check, [found(need) for need in needs]) for check, needs in CHECKS]
-  return [check(*inputs) for check, inputs in wanted if None not in inputs]
+  return [
+    check(*map(found, needs))
+    for check, needs in CHECKS
+    if all(found(need) is not None for need in needs if not need.endswith('?'))
+  ]

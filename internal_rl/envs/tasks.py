@@ -75,16 +75,15 @@ class TaskFamily:
       rest = rest[len(self.subgoals[match[0]]) :]
     return tuple(goals)
 
-  def clone_success(self, tasks: tuple[str, ...]) -> float:
-    """Returns how often a perfect clone of the expert completes one of `tasks`, given at random.
+  @property
+  def clone_success(self) -> float:
+    """How often a clone of an expert that never fails completes a random pretraining task.
 
     No observation tells it the task. So it does one of the pretraining tasks, as the demonstrations
-    do, and completes the one given if that is how its own begins. No model that has learnt from
-    demonstrations alone can be expected to do better.
+    do, and completes the one asked for if its own begins like that.
     """
-    given = [tuple(task.split('-')) for task in tasks]
-    done = [tuple(task.split('-')) for task in self.pretraining]
-    return float(np.mean([mine[: len(task)] == task for task in given for mine in done]))
+    tasks = [tuple(task.split('-')) for task in self.pretraining]
+    return float(np.mean([done[: len(asked)] == asked for asked in tasks for done in tasks]))
 
   def arrays(self, tasks: tuple[str, ...]) -> Tasks:
     """Returns `tasks` as padded NumPy arrays."""

@@ -121,9 +121,9 @@ def attend(
   """Softmax attention with an additive bias, which also holds the mask.
 
   Written out because `jax.nn.dot_product_attention` wants time before heads, which on a CPU costs
-  the forward and backward pass a third more. So does the backward pass: XLA on a CPU is slow to sum
-  the scores' gradient over the batch, which is the bias's; as a product it spares a small
-  transformer a twentieth of its training time.
+  the forward and backward pass a third more. The backward pass is written out for the sake of the
+  bias: its gradient is that of the scores summed over the batch, which XLA on a CPU does slowly
+  unless it is a matrix product. That spares a small transformer a twentieth of its training time.
   """
   return _attend_forward(query, key, value, bias)[0]
 
@@ -144,6 +144,7 @@ def _attend_backward(residuals, grad):
   # In full precision, which on accelerators is not the default of a product.
   batch = jnp.ones(scores.shape[0])
   bias = jnp.tensordot(batch, scores, 1, precision=jax.lax.Precision.HIGHEST)
+  # With bfloat16 activations the products are bfloat16, too, which accelerators have units for.
   scores = scores.astype(query.dtype)
   return (
     _scaled(jnp.einsum('bhqs,bhsk->bhqk', scores, key)),

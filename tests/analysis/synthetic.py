@@ -115,8 +115,8 @@ def results():
           'selection': outcome(s),
           'post_training': outcome(s),
           'amplified': [
-            {'gain': gain, 'selection': outcome(gain * s / 2), 'post_training': outcome(gain * s)}
-            for gain in (1.5, 0.5)
+            {'gain': gain, 'selection': outcome(chosen * s), 'post_training': outcome(found * s)}
+            for gain, chosen, found in ((1.5, 2.0, 1.4), (2.0, 1.5, 1.8))
           ],
         }
         for i, s in enumerate((0.01, 0.21, 0.5, 0.4, 0.12))

@@ -43,13 +43,13 @@ REPLAY = 'evaluate.replay_success'
     (
       {'evaluate.base_success.pretraining.success': 0.01},
       'Base model left to itself',
-      'clone of the expert, told the task as little, 8.3%',
+      'clone of a perfect expert, told the task as little, 8.3%',
     ),
     ({'probe.best_accuracy': 0.44}, 'Subgoals in the residual stream', 'not represent'),
     (
-      {'control.config.model.controlled_layer': 0},
+      {'discover.config.model.controlled_layer': 0},
       'Labelled controllers compose',
-      'At layer 3 they reach 40%. Amplified 1.5 times they reach 2%.',
+      'At layer 3 they reach 40%. Amplified 1.5 times they reach 1% at layer 0.',
     ),
     (
       {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internal_rl.models import TransformerBlock
+from internal_rl.models import TransformerBlock, transformer
 from internal_rl.models.transformer import CausalAttention, relative_buckets
 
 
@@ -101,3 +101,26 @@ def test_heads_must_divide_the_width():
   block = TransformerBlock(width=16, mlp_width=8, num_heads=3)
   with pytest.raises(ValueError, match=r'num_heads=3: must divide width \(16\)'):
     jax.eval_shape(block.init, jax.random.key(0), jnp.zeros((1, 2, 16)))
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize('mapped', [False, True])
+def test_the_backward_pass_of_attention_is_what_differentiating_it_gives(dtype, tolerance, mapped):
+  keys = jax.random.split(jax.random.key(0), 5)
+  query, key, value, weights = (jax.random.normal(k, (2, 3, 5, 4, 8), dtype) for k in keys[:4])
+  bias = jax.random.normal(keys[4], (5, 4, 4))
+
+  def gradient(attend):
+    def loss(query, key, value, bias, weights):
+      return jnp.sum((weights * attend(query, key, value, bias)).astype(jnp.float32))
+
+    grad = jax.grad(loss, argnums=(0, 1, 2, 3))
+    if mapped:
+      return jax.vmap(grad, (0, 0, 0, None, 0))(query, key, value, bias, weights)
+    return grad(query[0], key[0], value[0], bias, weights[0])
+
+  literal = lambda *arguments: transformer._attend_forward(*arguments)[0]
+  for actual, expected in zip(gradient(transformer.attend), gradient(literal), strict=True):
+    assert actual.dtype == expected.dtype
+    error = jnp.linalg.norm((actual - expected).astype(jnp.float32))
+    assert error < tolerance * jnp.linalg.norm(expected.astype(jnp.float32))
