@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from configs import ant, gridworld
-from experiments import artifacts, common
+from experiments import artifacts, common, discover
 from internal_rl.analysis import bayes
 from internal_rl.metacontroller.loss import masked_mean
 
 SHIPPED = pathlib.Path(__file__).parents[2] / 'checkpoints'
-MEGABYTES = {'ant_small': 1.0, 'gridworld_small': 1.0}
+MEGABYTES = {'ant_small': 1.0, 'gridworld_small': 1.5}
 
 
 def test_the_base_model_is_as_near_its_floor_as_its_result_says():
@@ -29,6 +29,19 @@ def test_the_base_model_is_as_near_its_floor_as_its_result_says():
     return masked_mean(-action.log_prob(batch.actions) - floor, batch.mask)
 
   assert float(gap(base, jax.random.key(5))) == pytest.approx(result['gap'], abs=0.006)
+
+
+def test_the_metacontroller_switches_where_the_subgoal_changes():
+  config, workdir = gridworld.get_config('small'), str(SHIPPED / 'gridworld_small')
+  result = artifacts.read_result(config, workdir, 'discover')
+  models, expert = artifacts.discovered(config, workdir), common.expert(config, clean=True)
+
+  @jax.jit
+  def measure(models, key):
+    batch = expert.sample(key, 512, config.data.horizon)
+    return discover.measure(config, models, batch, key)[0]['f1']
+
+  assert float(measure(models, jax.random.key(5))) == pytest.approx(result['f1'], abs=0.02)
 
 
 def test_the_ants_expert_walks_to_its_goals():
