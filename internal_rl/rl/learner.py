@@ -12,11 +12,6 @@ from jaxtyping import Array, Float
 from internal_rl.rl import objective
 from internal_rl.types import Key, Params
 
-# Failures are short, and early in training nearly all episodes fail: a gradient step looks at no
-# more of its episodes than the shortest of these shares that holds the longest one.
-_SHARES = (4, 2, 1)
-_WORTH_CUTTING = 16  # Decisions; fewer are never cut.
-
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
@@ -60,12 +55,11 @@ def learn(
   Args:
     config: passes, minibatches and clip range.
     tx: the optimiser.
-    evaluate: `(params, batch) -> (log_prob, entropy)` of the recorded decisions, `[b, m]` each;
-      causal, since it is given episodes without what lies past the end of all of them.
+    evaluate: `(params, batch) -> (log_prob, entropy)` of the recorded decisions, `[b, m]` each.
     params: the policy that took the decisions.
     opt_state: the optimiser's state.
-    batch: a dataclass of arrays with the leading axis `b`, whose second axis, if they have one, is
-      that of the decisions; among them `log_prob`, `mask`, `returns`.
+    batch: a dataclass of arrays with the leading axis `b`, among them `log_prob`, `mask`,
+      `returns`.
     key: consumed; the order of the minibatches.
 
   Returns:
@@ -88,7 +82,7 @@ def learn(
   def step(carry, rows):
     params, opt_state = carry
     part = jax.tree.map(lambda x: x[rows], (batch, advantage))
-    gradients, metrics = _on_shortest(jax.grad(loss_fn, has_aux=True), params, *part)
+    gradients, metrics = jax.grad(loss_fn, has_aux=True)(params, *part)
     updates, opt_state = tx.update(gradients, opt_state, params)
     metrics['gradient_norm'] = optax.tree.norm(gradients)
     return (optax.apply_updates(params, updates), opt_state), metrics
@@ -97,20 +91,6 @@ def learn(
   rows = jnp.concatenate([order(key) for key in jax.random.split(key, config.epochs)])
   (params, opt_state), metrics = jax.lax.scan(step, (params, opt_state), rows)
   return params, opt_state, jax.tree.map(jnp.mean, metrics)
-
-
-def _on_shortest(function: Callable[..., Any], params: Params, rows: Any, advantage) -> Any:
-  """Returns `function(params, rows, advantage)`, of rows without most of what is padding in all."""
-  width = rows.mask.shape[1]
-  sizes = [width // share for share in _SHARES] if width >= _WORTH_CUTTING else [width]
-  needed = jnp.max(jnp.where(rows.mask, jnp.arange(1, width + 1)[None], 0))
-
-  def of_size(size: int) -> Callable[[Params, Any, Any], Any]:
-    cut = lambda rows: jax.tree.map(lambda x: x[:, :size] if x.ndim > 1 else x, rows)
-    return lambda params, rows, advantage: function(params, cut(rows), advantage)
-
-  index = jnp.sum(needed > jnp.array(sizes[:-1], jnp.int32))
-  return jax.lax.switch(index, [of_size(size) for size in sizes], params, rows, advantage)
 
 
 def rollout_metrics(batch: Any) -> dict[str, Float[Array, '']]:

@@ -88,28 +88,6 @@ def test_learning_raises_the_return_of_a_two_decision_bandit():
   assert success[-5:].mean() > 0.9
 
 
-@pytest.mark.parametrize('longest', [3, 4, 5, 8, 9, 16])
-def test_episodes_are_cut_only_where_all_of_them_are_over(longest):
-  keys = jax.random.split(jax.random.key(longest), 3)
-  mask = jnp.arange(16)[None] < jnp.array([[longest], [2], [1]])
-  rows = Batch(*jax.random.normal(keys[0], (2, 3, 16)), mask, jnp.arange(3.0))
-  weights = jax.random.normal(keys[1], (3,))
-  seen = []
-
-  def function(scale, rows, weights):
-    seen.append(rows.mask.shape[1])
-    terms = jnp.where(rows.mask, scale * jnp.cumsum(rows.z, 1) * rows.log_prob, 0)
-    return (terms.sum(1) * weights * rows.returns).sum()
-
-  cut = jax.jit(jax.value_and_grad(lambda *args: learner._on_shortest(function, *args)))
-  actual, whole = cut(2.0, rows, weights), jax.value_and_grad(function)(2.0, rows, weights)
-  np.testing.assert_allclose(actual, whole, rtol=1e-5)
-  assert seen[:3] == [4, 8, 16]
-  size = next(size for size in (4, 8, 16) if size >= longest)
-  spoilt = rows.replace(z=jnp.where(jnp.arange(16)[None] < size, rows.z, jnp.nan))
-  np.testing.assert_allclose(cut(2.0, spoilt, weights), whole, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
   ('kwargs', 'message'),
   [({'epochs': 0}, 'epochs=0'), ({'minibatches': 0}, 'minibatches=0'), ({'clip': 0}, 'clip=0')],
