@@ -72,8 +72,6 @@ def sections_of(whole: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any
   layers.
   """
   found = {name: dict(whole[name]) for name in SECTIONS[stage]}
-  if 'control' in found and not found['control'].get('gains'):
-    found['control'].pop('gains', None)  # There was a time before them.
   if 'metacontroller' not in found and 'model' in found:
     del found['model']['controlled_layer']
   return found

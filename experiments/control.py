@@ -83,26 +83,23 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     feed=data.feed(config.seed, section.batch),
     fingerprint=artifacts.fingerprint(config, 'control', layer=layer) | data.fingerprint,
   )
-  row: dict[str, Any] = {'layer': layer, 'amplified': []}
-  key = common.key_for(config, 'control', layer, 'nll')
-  batch = data.batch(key, section.eval_batch, held_out)
-  row['nll'] = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
+  key_for = functools.partial(common.key_for, config, 'control', layer)
+  batch = data.batch(key_for('nll'), section.eval_batch, held_out)
+  loss = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
   measure = functools.partial(_closed_loop, config, controller, state.params, base, layer)
   seen, unseen = (
     measure(env) for env in (common.environment(config), common.post_training_environment(config))
   )
-  keys = {
-    name: common.key_for(config, 'control', layer, name)
-    for name in ('pretraining', 'selection', 'post_training')
+  on_unseen = lambda gain: {
+    name: unseen(key_for(name), gain) for name in ('selection', 'post_training')
   }
-  row['pretraining'] = seen(keys['pretraining'], 1.0)
-  for gain in (1.0, *section.gains):
-    found = {name: unseen(keys[name], gain) for name in ('selection', 'post_training')}
-    if gain == 1:
-      row |= found
-    else:
-      row['amplified'].append({'gain': gain, **found})
-  return row
+  return {
+    'layer': layer,
+    'nll': loss,
+    'pretraining': seen(key_for('pretraining'), 1.0),
+    **on_unseen(1.0),
+    'amplified': [{'gain': gain, **on_unseen(gain)} for gain in section.gains],
+  }
 
 
 def _closed_loop(

@@ -215,7 +215,7 @@ def _amplified(results: list[Result]) -> list[Number]:
   """Returns success of the layer and gain that are best on episodes other than those reported."""
   found: dict[tuple[int, float], list[Result]] = {}
   for row in (row for result in results for row in result['layers']):
-    for stronger in row.get('amplified', []):
+    for stronger in row['amplified']:
       found.setdefault((row['layer'], stronger['gain']), []).append(stronger)
   if not found:
     return []

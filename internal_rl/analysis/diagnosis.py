@@ -103,7 +103,7 @@ def controllers_compose(control: Result, discover: Result | None) -> Finding:
     )
     if best != layer:
       cure += f' At layer {best} they reach {rows[best]["post_training"]["success"]:.0%}.'
-    gains = {1.0: rows[layer], **{row['gain']: row for row in rows[layer].get('amplified', [])}}
+    gains = {1.0: rows[layer], **{row['gain']: row for row in rows[layer]['amplified']}}
     gain = max(gains, key=lambda gain: gains[gain]['selection']['success'])
     if gain > 1:
       reached = gains[gain]['post_training']['success']
