@@ -79,10 +79,16 @@ def learn(
     metrics = {'loss': loss, 'clipped': stats.clipped, 'approx_kl': stats.approx_kl}
     return loss - config.entropy_coefficient * entropy, {**metrics, 'entropy': entropy}
 
+  def only_measure(*args):
+    return jax.tree.map(jnp.zeros_like, params), loss_fn(*args)[1]
+
   def step(carry, rows):
     params, opt_state = carry
     part = jax.tree.map(lambda x: x[rows], (batch, advantage))
-    gradients, metrics = jax.grad(loss_fn, has_aux=True)(params, *part)
+    # Rewards are rare: without any, the surrogate's gradient is exactly 0, whatever the model says.
+    learns = jnp.any(part[1] != 0) | (config.entropy_coefficient != 0)
+    gradient = jax.grad(loss_fn, has_aux=True)
+    gradients, metrics = jax.lax.cond(learns, gradient, only_measure, params, *part)
     updates, opt_state = tx.update(gradients, opt_state, params)
     metrics['gradient_norm'] = optax.tree.norm(gradients)
     return (optax.apply_updates(params, updates), opt_state), metrics

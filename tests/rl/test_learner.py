@@ -88,6 +88,39 @@ def test_learning_raises_the_return_of_a_two_decision_bandit():
   assert success[-5:].mean() > 0.9
 
 
+@pytest.mark.parametrize('returns', [[0.0, 0, 0, 0], [0.0, 1, 0, 0]])
+def test_an_update_is_the_plain_gradient_step_with_and_without_rewards(returns):
+  """Without rewards no gradient is computed, yet the optimiser moves on and all is measured."""
+  config, tx = learner.LearnerConfig(), optax.adam(0.1)
+  batch = Batch(
+    z=jax.random.normal(jax.random.key(0), (4, 3, 1)),
+    log_prob=-jnp.ones((4, 3)),
+    mask=jnp.ones((4, 3), bool).at[1, 2].set(False),
+    returns=jnp.array(returns),
+  )
+
+  def score(params, batch):
+    d = DiagonalGaussian(params * jnp.ones_like(batch.z), jnp.zeros_like(batch.z))
+    return d.log_prob(batch.z), d.entropy()
+
+  def loss_fn(params):
+    advantage = objective.advantages(batch.returns)
+    log_prob, _ = score(params, batch)
+    return objective.surrogate_loss(log_prob, batch.log_prob, advantage, batch.mask, config.clip)
+
+  params = jnp.array(0.3)
+  _, opt_state = tx.update(jnp.array(1.0), tx.init(params))  # It has momentum.
+  gradient, stats = jax.grad(loss_fn, has_aux=True)(params)
+  updates, expected_state = tx.update(gradient, opt_state)
+  new, state, row = learner.learn(config, tx, score, params, opt_state, batch, jax.random.key(1))
+  assert (gradient == 0) == (not any(returns))
+  np.testing.assert_allclose(new, params + updates, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, expected_state)
+  np.testing.assert_allclose(row['loss'], loss_fn(params)[0], atol=1e-6)
+  np.testing.assert_allclose(row['approx_kl'], stats.approx_kl, rtol=1e-5)
+  np.testing.assert_allclose(row['gradient_norm'], abs(gradient), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   ('kwargs', 'message'),
   [({'epochs': 0}, 'epochs=0'), ({'minibatches': 0}, 'minibatches=0'), ({'clip': 0}, 'clip=0')],
