@@ -40,8 +40,8 @@ SECTIONS = {
 # under way knows its store by the checksum.
 _FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call', 'tolerances'}
 _FREE_OF_DATA = {'directory', 'episodes', 'episodes_per_shard', 'collect_batch'}
-# Stages whose success rates are measured on as many episodes as this section says.
-MEASURED = {'control', 'discover', 'reinforce/internal', 'reinforce/raw'}
+# Stages with success rates.
+_MEASURED = {'control', 'discover', 'reinforce/internal', 'reinforce/raw', 'evaluate'}
 # One run each, or one measurement: a single run does not depend on which others there are.
 _AXES = {'layers', 'gains', 'learning_rates', 'raw_learning_rates', 'seeds'}
 
@@ -75,6 +75,14 @@ def sections_of(whole: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any
   if 'metacontroller' not in found and 'model' in found:
     del found['model']['controlled_layer']
   return found
+
+
+def measured(found: Mapping[str, Any], whole: Mapping[str, Any], stage: str) -> dict[str, Any]:
+  """Adds to a stage's sections, of `whole`, what its success rates are measured by."""
+  if stage not in _MEASURED:
+    return dict(found)
+  unseen_task = {'time_limit': whole['reinforce']['time_limit']}
+  return {'reinforce': unseen_task, **found, 'evaluate': whole['evaluate']}
 
 
 def stage_dir(workdir: str, *parts: str) -> str:
@@ -198,9 +206,8 @@ def _decisive(config: Config, stage: str) -> dict[str, Any]:
   """Returns what decides a finished stage's numbers: how it was trained, and how measured."""
   if stage not in SECTIONS:
     return {}
-  found, sections = fingerprint(config, stage), mapping(config)
-  if stage in MEASURED:
-    found['evaluate'] = sections['evaluate']
+  sections = mapping(config)
+  found = measured(fingerprint(config, stage), sections, stage)
   # How much there is to train on matters where demonstrations are collected first.
   if 'data' in found and (config.data.directory or common.learns_expert(config)):
     sizes = ('episodes', 'episodes_per_shard')

@@ -95,10 +95,9 @@ def _require_same(config: common.Config, results: Mapping[str, Mapping[str, Any]
   """Refuses a config that any stage did not have, in the sections that the stage read."""
   asked = artifacts.mapping(config)
   for stage, result in results.items():
-    measured = ['evaluate'] if stage in artifacts.MEASURED else []
 
-    def read(whole, stage=stage, measured=measured):
-      return artifacts.sections_of(whole, stage) | {name: whole[name] for name in measured}
+    def read(whole, stage=stage):
+      return artifacts.measured(artifacts.sections_of(whole, stage), whole, stage)
 
     if differ := _differing(read(result['config']), read(asked)):
       raise ValueError(f'{stage} was run with another config: {"; ".join(differ)}; give that one')
