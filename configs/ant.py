@@ -151,7 +151,7 @@ def _paper() -> ConfigDict:
     time_limit=500,
     max_decisions=100,
   )
-  config.evaluate = ConfigDict({'episodes': 1000, 'batch': 250})
+  config.evaluate = ConfigDict({'episodes': 1000, 'batch': 250, 'gains': ()})
   return config
 
 

@@ -105,7 +105,10 @@ def _paper() -> ConfigDict:
     time_limit=100,
     max_decisions=50,
   )
-  config.evaluate = ConfigDict({'episodes': 4096, 'batch': 1024, 'floor_episodes': 4096})
+  config.evaluate = ConfigDict(
+    # Gains are ours: what mean goal codes are multiplied by, beside being measured as they are.
+    {'episodes': 4096, 'batch': 1024, 'floor_episodes': 4096, 'gains': ()}
+  )
   return config
 
 
@@ -180,7 +183,7 @@ def _small(config: ConfigDict) -> None:
     checkpoint_every=20,
     updates_per_call=5,
   )
-  config.evaluate.update(episodes=2048, batch=512, floor_episodes=2048)
+  config.evaluate.update(episodes=2048, batch=512, floor_episodes=2048, gains=(1.5, 2.0))
 
 
 def _quickstart(config: ConfigDict) -> None:
@@ -230,7 +233,7 @@ def _quickstart(config: ConfigDict) -> None:
     eval_batch=4096,
     checkpoint_every=10,
   )
-  config.evaluate.update(episodes=16_384, batch=2048)
+  config.evaluate.update(episodes=16_384, batch=2048, gains=(1.5,))
 
 
 def _smoke(config: ConfigDict) -> None:

@@ -82,7 +82,8 @@ def measured(found: Mapping[str, Any], whole: Mapping[str, Any], stage: str) -> 
   if stage not in _MEASURED:
     return dict(found)
   unseen_task = {'time_limit': whole['reinforce']['time_limit']}
-  return {'reinforce': unseen_task, **found, 'evaluate': whole['evaluate']}
+  episodes = {name: whole['evaluate'][name] for name in ('episodes', 'batch')}
+  return {'reinforce': unseen_task, 'evaluate': episodes, **found}
 
 
 def stage_dir(workdir: str, *parts: str) -> str:

@@ -4,6 +4,7 @@ python -m experiments.evaluate --config=configs/gridworld.py:quickstart --workdi
 """
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.envs import pinpad
 from internal_rl.envs.environment import Pinpad
 from internal_rl.metacontroller.metacontroller import Metacontroller
+from internal_rl.rl.internal_env import Frozen
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -136,6 +138,59 @@ def _replay(config: common.Config, env: Pinpad):
   return replay
 
 
+def _goal_code_success(config: common.Config, workdir: str) -> dict[str, Any]:
+  """Success when every subgoal has one code, whatever the layout, switched by the truth.
+
+  The code is the mean of those inferred where demonstrations begin the subgoal. Unlike a replay it
+  asks nothing of the encoder, which knows no task but those of pretraining. Longer codes, by
+  `evaluate.gains`, are within a policy's reach too.
+  """
+  gains = config.evaluate.gains
+  if len(set(gains)) < len(gains) or not all(1 < gain < math.inf for gain in gains):
+    raise ValueError(f'evaluate.gains={tuple(gains)}: must be different numbers above 1')
+  models = artifacts.discovered(config, workdir)
+  goal_codes, worlds = _goal_codes(config, workdir, models), _worlds(config)
+  module = common.metacontroller(config)
+
+  def measurement(env: Pinpad):
+    rollout = BaseRollout(env, common.base_model(config))
+    tasks = common.task_batch(env, config.evaluate.batch)
+
+    @jax.jit
+    def episodes(models, goal_codes, key):
+      def steer(state, e, context):
+        del context
+        z = goal_codes[state.subgoal]
+        return module.apply(models.metacontroller, z, e, method=Metacontroller.control)
+
+      return rollout(models.base, key, tasks, steer)
+
+    return lambda gain: _success(
+      config, f'goal codes {gain:g}', lambda key: episodes(models, gain * goal_codes, key)
+    )
+
+  measure = {name: measurement(env) for name, env in worlds.items()}
+  at = lambda gain: {name: success(gain) for name, success in measure.items()}
+  return {**at(1.0), 'lengthened': [{'gain': gain, **at(gain)} for gain in gains]}
+
+
+def _goal_codes(config: common.Config, workdir: str, models: Frozen) -> jax.Array:
+  """Returns the mean code of each subgoal over demonstrations, `[subgoals, z]`."""
+  data = artifacts.demonstrations(config, workdir, clean=True)
+  count = len(data.expert.env.family.subgoals)
+
+  @jax.jit
+  def average(models, key, held_out):
+    batch_key, noise_key = jax.random.split(key)
+    batch = data.batch(batch_key, config.evaluate.batch, held_out)
+    found, _ = discover.infer(config, models, batch, noise_key, 1.0, evaluating=True)
+    return codes.by_label(
+      found.posterior.mean, batch.subgoals, codes.first_steps(batch.segments, batch.mask), count
+    )
+
+  return average(models, common.key_for(config, 'goal codes'), data.held_out(config.evaluate.batch))
+
+
 def _code_meaning(config: common.Config, workdir: str) -> dict[str, dict[str, float]]:
   """What is linearly decodable from mu at the first step of each subgoal, beside chance."""
   models = artifacts.discovered(config, workdir)
@@ -176,6 +231,7 @@ PARTS = {
   'expert_success': _expert_success,
   'base_success': _base_success,
   'replay_success': _replay_success,
+  'goal_code_success': _goal_code_success,
   'code_meaning': _code_meaning,
 }
 

@@ -261,6 +261,21 @@ def _evaluate(results: list[Result]) -> list[Number]:
         family = FAMILIES[results[0]['config']['env']['family']]
         bound += f', of {family.clone_success:.3g} for a clone of a perfect expert'
       rows.append(make(rate(_pick(found, 'post_training')), bound))
+  return rows + _goal_codes(_pick(results, 'goal_code_success'))
+
+
+def _goal_codes(found: list[Result]) -> list[Number]:
+  """Returns a row for each length at which the codes of goals were tried."""
+  by_length: dict[float, list[Result]] = {1.0: found} if found else {}
+  for row in (row for outcome in found for row in outcome['lengthened']):
+    by_length.setdefault(row['gain'], []).append(row)
+  rows = []
+  for gain, outcomes in by_length.items():
+    times = f', {gain:g} times as long' if gain > 1 else ''
+    seen = np.median([outcome['pretraining']['success'] for outcome in outcomes])
+    text = f'Unseen task: one code for each goal, switched by the truth{times}'
+    bound = f'{seen:.3g} on pretraining tasks'
+    rows.append(Number(text, rate(_pick(outcomes, 'post_training')), bound))
   return rows
 
 

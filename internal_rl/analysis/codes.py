@@ -24,6 +24,18 @@ def by_segment(
   return jnp.einsum('bts,btz->bsz', starts.astype(values.dtype), values)
 
 
+def by_label(
+  values: Float[Array, 'b t z'],
+  labels: Int[Array, 'b t'],
+  mask: Bool[Array, 'b t'],
+  num_labels: int,
+) -> Float[Array, 'l z']:
+  """Returns the mean of `values` over the steps in `mask` with each label; 0 without any."""
+  weight = jax.nn.one_hot(labels, num_labels) * mask[..., None]
+  total = jnp.einsum('btl,btz->lz', weight, values)
+  return total / jnp.maximum(weight.sum((0, 1)), 1)[:, None]
+
+
 def decodability(
   codes: Float[Array, 'n z'],
   labels: Int[Array, ' n'],

@@ -198,30 +198,40 @@ def code_meaning(evaluate: Result) -> Finding:
 
 
 def code_transfer(evaluate: Result) -> Finding:
-  """Do codes inferred from demonstrations still work on the unseen task?"""
-  seen, unseen = (
-    evaluate['replay_success'][k]['success'] for k in ('pretraining', 'post_training')
+  """Do codes that stand for goals still work in an order of goals that was never seen?"""
+  found = evaluate['goal_code_success']
+  seen, unseen = (found[k]['success'] for k in ('pretraining', 'post_training'))
+  gain, longer = _best_length(evaluate)
+  text = (
+    f'One code for each goal, switched by the truth, succeeds on {seen:.0%} of pretraining tasks '
+    f'and {unseen:.0%} of the unseen one'
   )
-  found = (
-    f'Codes replayed with the true switches succeed on {seen:.0%} of pretraining tasks and '
-    f'{unseen:.0%} of the unseen one.'
-  )
+  text += f' ({longer:.0%} if {gain:g} times as long).' if gain > 1 else '.'
   cure = ''
   if seen < REPLAY_WORKS:
-    cure = ' They do not steer the model even where it was trained.'
-  elif unseen < TRANSFER_SHARE * seen:
-    cure = (
-      ' They do not transfer: they mean something only within the tasks they were learned from.'
-    )
-  return Finding('Codes transfer to the unseen task', not cure, found + cure)
+    cure = ' They do not steer the model even where it was trained: codes are not goals.'
+  elif longer < TRANSFER_SHARE * seen:
+    cure = ' They hardly overcome what the base model knows of goals that never follow each other.'
+  return Finding('Codes transfer to the unseen task', not cure, text + cure)
+
+
+def _best_length(evaluate: Result) -> tuple[float, float]:
+  """Returns how long goal codes are best for the unseen task, and their success there."""
+  found = evaluate['goal_code_success']
+  lengths = {1.0: found, **{row['gain']: row for row in found['lengthened']}}
+  success = {gain: row['post_training']['success'] for gain, row in lengths.items()}
+  gain = max(success, key=lambda gain: success[gain])
+  return gain, success[gain]
 
 
 def policy_reaches(internal: Result, evaluate: Result) -> Finding:
   """Does the policy find the codes that are known to work?"""
   success, first = internal['success'], internal['initial_success']
-  possible = evaluate['replay_success']['post_training']['success']
+  replayed = evaluate['replay_success']['post_training']['success']
+  possible = max(replayed, _best_length(evaluate)[1])
   found = (
-    f'Internal RL went from {first:.3g} to {success:.3g}; replayed codes reach {possible:.3g}.'
+    f'Internal RL went from {first:.3g} to {success:.3g}; the best codes known to us, switched by '
+    f'the truth, reach {possible:.3g}.'
   )
   ok = success >= max(REACHED_SHARE * possible, REPLAY_WORKS)
   cure = ''
@@ -271,9 +281,9 @@ CHECKS: tuple[tuple[Callable[..., Finding], tuple[str, ...]], ...] = (
   (switch_alignment, ('discover',)),
   (binary_gates, ('discover',)),
   (code_meaning, ('evaluate:code_meaning',)),
-  (code_transfer, ('evaluate:replay_success',)),
+  (code_transfer, ('evaluate:goal_code_success',)),
   (reward_seen, ('reinforce/internal',)),
-  (policy_reaches, ('reinforce/internal', 'evaluate:replay_success')),
+  (policy_reaches, ('reinforce/internal', 'evaluate:goal_code_success')),
   (better_than_raw, ('reinforce/internal', 'reinforce/raw')),
 )
 

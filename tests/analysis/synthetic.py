@@ -128,6 +128,14 @@ def results():
       expert_success={'pretraining': outcome(1.0), 'post_training': outcome(1.0)},
       base_success={'pretraining': outcome(0.06), 'post_training': outcome(0.0)},
       replay_success={'pretraining': outcome(0.7), 'post_training': outcome(0.5)},
+      goal_code_success={
+        'pretraining': outcome(0.6),
+        'post_training': outcome(0.3),
+        'lengthened': [
+          {'gain': gain, 'pretraining': outcome(seen), 'post_training': outcome(unseen)}
+          for gain, seen, unseen in ((1.5, 0.62, 0.45), (2.0, 0.5, 0.4))
+        ],
+      },
       code_meaning={
         'subgoal': {'accuracy': 0.9, 'majority': 0.26},
         'goal_cell': {'accuracy': 0.3, 'majority': 0.05},

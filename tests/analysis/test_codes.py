@@ -22,6 +22,13 @@ def test_by_segment_takes_the_value_at_each_subgoals_first_step():
   np.testing.assert_array_equal(codes.by_segment(values, SEGMENTS, MASK, 3), expected)
 
 
+def test_by_label_averages_the_steps_of_each_label():
+  values = jnp.array([[[1.0], [3.0], [99.0]], [[5.0], [7.0], [99.0]]])
+  labels = jnp.array([[0, 0, 0], [0, 2, 1]])
+  mask = jnp.array([[True, True, False], [True, True, False]])
+  np.testing.assert_array_equal(codes.by_label(values, labels, mask, 3), [[3.0], [0.0], [7.0]])
+
+
 def labelled(rows=400, seed=0):
   keys = jax.random.split(jax.random.key(seed), 2)
   labels = jax.random.randint(keys[0], (rows,), 0, 3)

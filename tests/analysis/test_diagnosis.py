@@ -33,7 +33,8 @@ def test_a_run_that_went_well_is_not_accused_of_anything():
 
 
 MEANING = 'evaluate.code_meaning'
-REPLAY = 'evaluate.replay_success'
+GOALS = 'evaluate.goal_code_success'
+NO_LONGER = {f'{GOALS}.lengthened': []}
 
 
 @pytest.mark.parametrize(
@@ -83,14 +84,23 @@ REPLAY = 'evaluate.replay_success'
       'places',
     ),
     (
-      {f'{REPLAY}.post_training.success': 0.06},
+      {**NO_LONGER, f'{GOALS}.post_training.success': 0.06},
       'Codes transfer to the unseen task',
-      'not transfer',
+      'hardly overcome',
     ),
-    ({f'{REPLAY}.pretraining.success': 0.1}, 'Codes transfer to the unseen task', 'do not steer'),
+    (
+      {f'{GOALS}.pretraining.success': 0.1},
+      'Codes transfer to the unseen task',
+      '45% if 1.5 times',
+    ),
     ({'reinforce/internal.success': 0.04}, 'Policy over codes', 'does not find them'),
     (
-      {'reinforce/internal.success': 0.04, f'{REPLAY}.post_training.success': 0.0},
+      {
+        'reinforce/internal.success': 0.04,
+        'evaluate.replay_success.post_training.success': 0.0,
+        **NO_LONGER,
+        f'{GOALS}.post_training.success': 0.0,
+      },
       'Policy over codes',
       'to blame',
     ),
