@@ -137,8 +137,11 @@ def _findings(findings: Sequence[diagnosis.Finding]) -> str:
   return f'<ul class="findings">{items}</ul>'
 
 
+def _latest(results: Mapping[str, Result]) -> Result:
+  return max(results.values(), key=lambda result: result['date'])
+
+
 def _facts(results: Mapping[str, Result], command: str) -> str:
-  latest = max(results.values(), key=lambda result: result['date'])
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
   facts = {
     'stages': ', '.join(results),
@@ -146,7 +149,7 @@ def _facts(results: Mapping[str, Result], command: str) -> str:
     'commit': unique('commit'),
     'device': unique('device'),
     'jax': unique('jax'),
-    'finished': latest['date'],
+    'finished': _latest(results)['date'],
     'time': f'{sum(result["seconds"] for result in results.values()) / 60:.1f} minutes in all',
     'again': f'<code>{html.escape(command)}</code>',
   }
@@ -170,7 +173,8 @@ def render(
   """
   if not results:
     raise ValueError('results={}: at least one stage must have finished')
-  config = next(iter(results.values()))['config']
+  # Earlier stages know nothing of how later ones were asked to differ.
+  config = _latest(results)['config']
   sections = [
     '<h1>Internal RL: what this run showed</h1>',
     f'<p>{html.escape(scale(config))}</p>',

@@ -86,6 +86,13 @@ def test_the_page_says_what_was_run_and_how_it_compares_in_scale():
     assert part in text
 
 
+def test_the_scale_is_that_of_the_stage_that_ran_last():
+  results = copy.deepcopy(RESULTS)
+  results['reinforce/raw']['date'] = '2026-01-03T03:04:05+00:00'
+  results['reinforce/raw']['config']['reinforce']['seeds'] = 17
+  assert 'seeds of reinforcement learning: 17' in rendered(results)
+
+
 @pytest.mark.parametrize('stage', sorted(RESULTS))
 def test_a_report_can_be_made_of_any_single_stage(stage):
   page = Page(rendered({stage: RESULTS[stage]}))
