@@ -13,7 +13,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -185,11 +185,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     }
     for i, (alpha, seed) in enumerate(members)
   ]
-  # By reward, and among equals by likelihood: ground-truth subgoals, which colours visited in order
-  # would betray, must not choose what internal RL is given.
-  chosen = max(
-    range(len(rows)), key=lambda i: (rows[i]['prior_success']['success'], -rows[i]['hard_nll'])
-  )
+  chosen = select(rows)
   checkpoint.save_params(
     os.path.join(directory, 'selected'),
     params_of(chosen),
@@ -206,6 +202,22 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     'curve': curve,
   }
   return artifacts.write_result(config, workdir, 'discover', {**rows[chosen], **values}, started)
+
+
+def select(rows: Sequence[Mapping[str, Any]]) -> int:
+  """Returns the index of the metacontroller that internal RL is given.
+
+  Seeds of one strength compete by their common objective, the best of each strength by success on
+  the unseen task before any RL, and equals by likelihood. Ground-truth subgoals, which alignment or
+  the colours visited in order would betray, choose nothing.
+  """
+  objective_of = lambda i: rows[i]['nll'] + rows[i]['alpha'] * rows[i]['kl']
+  strengths = sorted({row['alpha'] for row in rows})
+  best = [
+    min((i for i, row in enumerate(rows) if row['alpha'] == alpha), key=objective_of)
+    for alpha in strengths
+  ]
+  return max(best, key=lambda i: (rows[i]['prior_success']['success'], -rows[i]['hard_nll']))
 
 
 def _require_sound(config: common.Config) -> None:
