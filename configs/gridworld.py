@@ -157,9 +157,9 @@ def _small(config: ConfigDict) -> None:
     warmup_steps=100,
     clip_norm=1.0,
     weight_decay=0.0,
-    alphas=(0.02, 0.05),
+    alphas=(0.05,),
     # In about half of them codes become goals, in the others directions, which pay less.
-    seeds=5,
+    seeds=4,
     alpha_delay=500,
     alpha_ramp=1000,
     eval_every=500,

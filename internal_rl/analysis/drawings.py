@@ -106,8 +106,8 @@ def _kl_sweep(results: list[Result], base_nll: list[float]) -> Picture:
   caption = (
     f'Metacontrollers, {count} seed{"s" if count > 1 else ""} a strength; '
     'numbers beside the line are α. Internal RL uses '
-    f'α = {", ".join(f"{alpha:g}" for alpha in chosen)}, chosen by reward, then by loss. '
-    'Compare Fig. 7.'
+    f'α = {", ".join(f"{alpha:g}" for alpha in chosen)}: seeds of one strength compete by their '
+    'objective, strengths by reward, then by loss. Compare Fig. 7.'
   )
   figure = figures.kl_sweep(members, float(np.median(base_nll)) if base_nll else None)
   return Picture(figures.png(figure), 'Rate and distortion by KL strength', caption)
