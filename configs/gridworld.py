@@ -157,7 +157,7 @@ def _small(config: ConfigDict) -> None:
     warmup_steps=100,
     clip_norm=1.0,
     weight_decay=0.0,
-    alphas=(0.05,),
+    alphas=(0.02,),
     # In about half of them codes become goals, in the others directions, which pay less.
     seeds=4,
     alpha_delay=500,

@@ -22,6 +22,7 @@ import optax
 from absl import logging
 
 from experiments import artifacts, common
+from internal_rl.analysis import codes as codes_lib
 from internal_rl.analysis import switching
 from internal_rl.data.demonstrations import Demonstrations
 from internal_rl.metacontroller import labelled
@@ -283,7 +284,13 @@ def _held_out(config: common.Config, data: Demonstrations) -> Callable[[Frozen],
   def measured_on(models, key, episodes):
     batch_key, noise_key = jax.random.split(key)
     batch = data.batch(batch_key, config.evaluate.batch, episodes)
-    return measure(config, models, batch, noise_key)
+    row, detected, true = measure(config, models, batch, noise_key)
+    found, _ = infer(config, models, batch, noise_key, 1.0, evaluating=True)
+    mu, count = found.posterior.mean, len(data.expert.env.family.subgoals)
+    row['subgoal_decoded'], _ = codes_lib.meaning(
+      mu, batch.subgoals, batch.segments, batch.mask, count
+    )
+    return row, detected, true
 
   def held_out(models: Frozen) -> dict[str, float]:
     key = common.key_for(config, 'discover', 'final')

@@ -211,10 +211,9 @@ def _code_meaning(config: common.Config, workdir: str) -> dict[str, dict[str, fl
     }
     if jnp.issubdtype(batch.actions.dtype, jnp.integer):
       labels['first_action'] = (batch.actions, env.num_actions)
-    weights = codes.first_steps(batch.segments, batch.mask).astype(jnp.float32).reshape(-1)
-    mu = found.posterior.mean.reshape(weights.size, -1)
+    mu = found.posterior.mean
     return {
-      name: codes.decodability(mu, label.reshape(-1), weights, classes)
+      name: codes.meaning(mu, label, batch.segments, batch.mask, classes)
       for name, (label, classes) in labels.items()
     }
 

@@ -238,7 +238,11 @@ def _discover(results: list[Result]) -> list[Number]:
     else:
       rows.append(_claimed('C3', f1, 'at most 1', suffix))
   truth = _bound(results, 'true_switches', 'truth {:.2f}')
-  return [*rows, Number('Switches an episode', spread(_pick(results, 'switches')), truth)]
+  rows.append(Number('Switches an episode', spread(_pick(results, 'switches')), truth))
+  decoded = [member['subgoal_decoded'] for result in results for member in result['members']]
+  others = f'{", ".join(f"{value:.2f}" for value in sorted(decoded))} of all that were trained'
+  named = spread(_pick(results, 'subgoal_decoded'))
+  return [*rows, Number('Subgoal read linearly off the codes', named, others)]
 
 
 def _evaluate(results: list[Result]) -> list[Number]:
