@@ -158,7 +158,7 @@ def _small(config: ConfigDict) -> None:
     clip_norm=1.0,
     weight_decay=0.0,
     alphas=(0.02,),
-    # In about half of them codes become goals, in the others directions, which pay less.
+    # In some the codes become goals, in others directions, whose objective is worse.
     seeds=4,
     alpha_delay=500,
     alpha_ramp=1000,

@@ -77,13 +77,15 @@ def sections_of(whole: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any
   return found
 
 
-def measured(found: Mapping[str, Any], whole: Mapping[str, Any], stage: str) -> dict[str, Any]:
-  """Adds to a stage's sections, of `whole`, what its success rates are measured by."""
+def with_measurement(
+  sections: Mapping[str, Any], whole: Mapping[str, Any], stage: str
+) -> dict[str, Any]:
+  """Adds to a stage's sections how long and how many the episodes of its success rates are."""
   if stage not in _MEASURED:
-    return dict(found)
+    return dict(sections)
   unseen_task = {'time_limit': whole['reinforce']['time_limit']}
   episodes = {name: whole['evaluate'][name] for name in ('episodes', 'batch')}
-  return {'reinforce': unseen_task, 'evaluate': episodes, **found}
+  return {'reinforce': unseen_task, 'evaluate': episodes, **sections}
 
 
 def stage_dir(workdir: str, *parts: str) -> str:
@@ -189,7 +191,8 @@ def read_result(config: Config, workdir: str, stage: str) -> dict[str, Any] | No
   with open(path) as file:
     result = json.load(file)
   wanted = flat(_decisive(config, stage))
-  found = flat(result['fingerprint'])
+  # Its config knows the fields that came to the fingerprint later.
+  found = {**flat(result['config']), **flat(result['fingerprint'])}
   differ = [
     f'{name}: it has {found.get(name)!r}, config says {value!r}'
     for name, value in wanted.items()
@@ -198,7 +201,7 @@ def read_result(config: Config, workdir: str, stage: str) -> dict[str, Any] | No
   if differ:
     raise ValueError(
       f'{path} was made with another config: {"; ".join(differ)}; use another --workdir or the '
-      'original config'
+      'original config, or delete the file to measure again, for what is trained is checked too'
     )
   return result
 
@@ -208,7 +211,7 @@ def _decisive(config: Config, stage: str) -> dict[str, Any]:
   if stage not in SECTIONS:
     return {}
   sections = mapping(config)
-  found = measured(fingerprint(config, stage), sections, stage)
+  found = with_measurement(fingerprint(config, stage), sections, stage)
   # How much there is to train on matters where demonstrations are collected first.
   if 'data' in found and (config.data.directory or common.learns_expert(config)):
     sizes = ('episodes', 'episodes_per_shard')

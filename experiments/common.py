@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import os
 import sys
 import time
 import types
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -312,6 +313,12 @@ def internal_rollout(
     max_decisions=None if forced else max_decisions,
     forced=forced,
   )
+
+
+def require_gains(name: str, gains: Sequence[float]) -> None:
+  """Raises ValueError unless `gains` are different numbers above 1."""
+  if len(set(gains)) < len(gains) or not all(1 < gain < math.inf for gain in gains):
+    raise ValueError(f'{name}={tuple(gains)}: must be different numbers above 1')
 
 
 def success_rate(

@@ -8,7 +8,6 @@ python -m experiments.control --config=configs/gridworld.py:quickstart --workdir
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,9 +31,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   Raises:
     ValueError: a gain is not a finite number above 1, or is there twice.
   """
-  started, gains = time.time(), config.control.gains
-  if len(set(gains)) < len(gains) or not all(1 < gain < math.inf for gain in gains):
-    raise ValueError(f'control.gains={tuple(gains)}: must be different numbers above 1')
+  started = time.time()
+  common.require_gains('control.gains', config.control.gains)
   base = artifacts.base_params(config, workdir)
   layers = [_run_layer(config, workdir, base, layer) for layer in config.control.layers]
   # Chosen on other episodes than those that its success is measured on.

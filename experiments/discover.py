@@ -195,10 +195,13 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   logged = metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
   curve = [row for row in logged if 'eval/f1' in row]
   values = {
-    # Measured again: the best of several is lucky.
+    # Measured again: the best of several strengths is lucky.
     'prior_success': prior_success(models(chosen), 'final'),
     'selected': chosen,
-    'selection_episodes': len(rows) * config.evaluate.episodes,
+    # Those of the unseen task that the choice has cost.
+    'selection_episodes': len(section.alphas) * config.evaluate.episodes
+    if len(section.alphas) > 1
+    else 0,
     'members': rows,
     'curve': curve,
   }
@@ -208,9 +211,10 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 def select(rows: Sequence[Mapping[str, Any]]) -> int:
   """Returns the index of the metacontroller that internal RL is given.
 
-  Seeds of one strength compete by their common objective, the best of each strength by success on
-  the unseen task before any RL, and equals by likelihood. Ground-truth subgoals, which alignment or
-  the colours visited in order would betray, choose nothing.
+  Seeds of one strength compete by what they all minimise, Eq. 9 on held-out demonstrations; the
+  best of each strength by success on the unseen task before any RL, and equals by likelihood.
+  Ground-truth subgoals, which alignment or the colours visited in order would betray, choose
+  nothing.
   """
   objective_of = lambda i: rows[i]['nll'] + rows[i]['alpha'] * rows[i]['kl']
   strengths = sorted({row['alpha'] for row in rows})
@@ -287,7 +291,7 @@ def _held_out(config: common.Config, data: Demonstrations) -> Callable[[Frozen],
     row, detected, true = measure(config, models, batch, noise_key)
     found, _ = infer(config, models, batch, noise_key, 1.0, evaluating=True)
     mu, count = found.posterior.mean, len(data.expert.env.family.subgoals)
-    row['subgoal_decoded'], _ = codes_lib.meaning(
+    row['subgoal_decoded'], row['subgoal_majority'] = codes_lib.decodability_at_starts(
       mu, batch.subgoals, batch.segments, batch.mask, count
     )
     return row, detected, true

@@ -4,8 +4,8 @@ python -m experiments.evaluate --config=configs/gridworld.py:quickstart --workdi
 """
 
 import dataclasses
-import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +27,9 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: none is; names a command to run.
+    ValueError: a gain is not a finite number above 1, or is there twice.
   """
+  common.require_gains('evaluate.gains', config.evaluate.gains)
   started, values = time.time(), dict[str, Any]()
   missing: dict[str, FileNotFoundError] = {}
   for name, measure in PARTS.items():
@@ -141,37 +143,37 @@ def _replay(config: common.Config, env: Pinpad):
 def _goal_code_success(config: common.Config, workdir: str) -> dict[str, Any]:
   """Success when every subgoal has one code, whatever the layout, switched by the truth.
 
-  The code is the mean of those inferred where demonstrations begin the subgoal. Unlike a replay it
-  asks nothing of the encoder, which knows no task but those of pretraining. Longer codes, by
+  The code is the mean of those that the encoder infers where demonstrations begin the subgoal.
+  Unlike a replay it asks the encoder nothing about the unseen task. Longer codes, by
   `evaluate.gains`, are within a policy's reach too.
   """
-  gains = config.evaluate.gains
-  if len(set(gains)) < len(gains) or not all(1 < gain < math.inf for gain in gains):
-    raise ValueError(f'evaluate.gains={tuple(gains)}: must be different numbers above 1')
   models = artifacts.discovered(config, workdir)
-  goal_codes, worlds = _goal_codes(config, workdir, models), _worlds(config)
-  module = common.metacontroller(config)
-
-  def measurement(env: Pinpad):
-    rollout = BaseRollout(env, common.base_model(config))
-    tasks = common.task_batch(env, config.evaluate.batch)
-
-    @jax.jit
-    def episodes(models, goal_codes, key):
-      def steer(state, e, context):
-        del context
-        z = goal_codes[state.subgoal]
-        return module.apply(models.metacontroller, z, e, method=Metacontroller.control)
-
-      return rollout(models.base, key, tasks, steer)
-
-    return lambda gain: _success(
-      config, f'goal codes {gain:g}', lambda key: episodes(models, gain * goal_codes, key)
-    )
-
-  measure = {name: measurement(env) for name, env in worlds.items()}
+  goal_codes = _goal_codes(config, workdir, models)
+  measure = {
+    name: _steered(config, models, goal_codes, env) for name, env in _worlds(config).items()
+  }
   at = lambda gain: {name: success(gain) for name, success in measure.items()}
-  return {**at(1.0), 'lengthened': [{'gain': gain, **at(gain)} for gain in gains]}
+  return {**at(1.0), 'lengthened': [{'gain': gain, **at(gain)} for gain in config.evaluate.gains]}
+
+
+def _steered(
+  config: common.Config, models: Frozen, goal_codes: jax.Array, env: Pinpad
+) -> Callable[[float], dict[str, float]]:
+  """Returns what measures success under the true subgoal's code, multiplied by what it takes."""
+  module, rollout = common.metacontroller(config), BaseRollout(env, common.base_model(config))
+  tasks = common.task_batch(env, config.evaluate.batch)
+
+  @jax.jit
+  def episodes(models, goal_codes, key):
+    def steer(state, e, context):
+      del context
+      z = goal_codes[state.subgoal]
+      return module.apply(models.metacontroller, z, e, method=Metacontroller.control)
+
+    return rollout(models.base, key, tasks, steer)
+
+  play = lambda gain: lambda key: episodes(models, gain * goal_codes, key)
+  return lambda gain: _success(config, 'goal codes', play(gain))
 
 
 def _goal_codes(config: common.Config, workdir: str, models: Frozen) -> jax.Array:
@@ -213,7 +215,7 @@ def _code_meaning(config: common.Config, workdir: str) -> dict[str, dict[str, fl
       labels['first_action'] = (batch.actions, env.num_actions)
     mu = found.posterior.mean
     return {
-      name: codes.meaning(mu, label, batch.segments, batch.mask, classes)
+      name: codes.decodability_at_starts(mu, label, batch.segments, batch.mask, classes)
       for name, (label, classes) in labels.items()
     }
 

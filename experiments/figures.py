@@ -48,7 +48,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       artifacts.write_bytes(os.path.join(directory, f'{name}.{picture.kind}'), picture.data)
       pictures.append(picture)
   again = artifacts.command(config, workdir, 'pipeline')
-  page = report.render(results, drawn, animated, again)
+  page = report.render(results, drawn, animated, again, artifacts.mapping(config))
   path = os.path.join(workdir, 'report.html')
   artifacts.write_bytes(path, page.encode())
   logging.info('%s: %d figures, %d episodes', path, len(drawn), len(animated))

@@ -97,7 +97,7 @@ def _require_same(config: common.Config, results: Mapping[str, Mapping[str, Any]
   for stage, result in results.items():
 
     def read(whole, stage=stage):
-      return artifacts.measured(artifacts.sections_of(whole, stage), whole, stage)
+      return artifacts.with_measurement(artifacts.sections_of(whole, stage), whole, stage)
 
     if differ := _differing(read(result['config']), read(asked)):
       raise ValueError(f'{stage} was run with another config: {"; ".join(differ)}; give that one')

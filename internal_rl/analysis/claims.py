@@ -239,10 +239,12 @@ def _discover(results: list[Result]) -> list[Number]:
       rows.append(_claimed('C3', f1, 'at most 1', suffix))
   truth = _bound(results, 'true_switches', 'truth {:.2f}')
   rows.append(Number('Switches an episode', spread(_pick(results, 'switches')), truth))
-  decoded = [member['subgoal_decoded'] for result in results for member in result['members']]
-  others = f'{", ".join(f"{value:.2f}" for value in sorted(decoded))} of all that were trained'
+  members = [member for result in results for member in result['members']]
+  chance = _bound(results, 'subgoal_majority', '{:.3g} by naming the most frequent one')
+  every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
   named = spread(_pick(results, 'subgoal_decoded'))
-  return [*rows, Number('Subgoal read linearly off the codes', named, others)]
+  bound = '; '.join(filter(None, (chance, every)))
+  return [*rows, Number('Subgoal read linearly off the codes', named, bound)]
 
 
 def _evaluate(results: list[Result]) -> list[Number]:

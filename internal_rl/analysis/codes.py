@@ -36,14 +36,14 @@ def by_label(
   return total / jnp.maximum(weight.sum((0, 1)), 1)[:, None]
 
 
-def meaning(
+def decodability_at_starts(
   values: Float[Array, 'b t z'],
   labels: Int[Array, 'b t'],
   segments: Int[Array, 'b t'],
   mask: Bool[Array, 'b t'],
   num_classes: int,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Returns `decodability` of `labels` from `values` at the first step of each subgoal."""
+  """Returns accuracy and majority, as `decodability`, at the first step of each subgoal."""
   weights = first_steps(segments, mask).astype(values.dtype).reshape(-1)
   return decodability(values.reshape(weights.size, -1), labels.reshape(-1), weights, num_classes)
 

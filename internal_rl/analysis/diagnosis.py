@@ -25,7 +25,7 @@ HARD_COST = 0.03  # Nats a step lost by thresholding the gate.
 MEANING_MARGIN = 0.05  # By which one label must be more decodable than another.
 REPLAY_WORKS = 0.2  # Success below this is no success.
 TRANSFER_SHARE = 0.25  # Of the success on pretraining tasks.
-REACHED_SHARE = 0.5  # Of the replayed codes' success on the unseen task.
+REACHED_SHARE = 0.5  # Of the success of the best known codes on the unseen task.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,39 +199,42 @@ def code_meaning(evaluate: Result) -> Finding:
 
 def code_transfer(evaluate: Result) -> Finding:
   """Do codes that stand for goals still work in an order of goals that was never seen?"""
-  found = evaluate['goal_code_success']
-  seen, unseen = (found[k]['success'] for k in ('pretraining', 'post_training'))
-  gain, longer = _best_length(evaluate)
-  text = (
-    f'One code for each goal, switched by the truth, succeeds on {seen:.0%} of pretraining tasks '
-    f'and {unseen:.0%} of the unseen one'
+  gain, row = _best_length(evaluate)
+  seen, unseen = (row[k]['success'] for k in ('pretraining', 'post_training'))
+  found = (
+    f'One code for each goal{_longer(gain)}, switched by the truth, succeeds on {seen:.0%} of '
+    f'pretraining tasks and {unseen:.0%} of the unseen one.'
   )
-  text += f' ({longer:.0%} if {gain:g} times as long).' if gain > 1 else '.'
   cure = ''
   if seen < REPLAY_WORKS:
-    cure = ' They do not steer the model even where it was trained: codes are not goals.'
-  elif longer < TRANSFER_SHARE * seen:
-    cure = ' They hardly overcome what the base model knows of goals that never follow each other.'
-  return Finding('Codes transfer to the unseen task', not cure, text + cure)
+    cure = ' It does not steer the model even where it was trained.'
+    replayed = evaluate.get('replay_success', row)['pretraining']['success']
+    if replayed >= REPLAY_WORKS:
+      cure += f' Codes of demonstrations do ({replayed:.0%}): they mean something else than goals.'
+  elif unseen < TRANSFER_SHARE * seen:
+    cure = ' It hardly overcomes what the base model knows of goals that never follow each other.'
+  return Finding('Codes transfer to the unseen task', not cure, found + cure)
 
 
-def _best_length(evaluate: Result) -> tuple[float, float]:
-  """Returns how long goal codes are best for the unseen task, and their success there."""
+def _best_length(evaluate: Result) -> tuple[float, Result]:
+  """Returns how long goal codes are best for the unseen task, and what they reach then."""
   found = evaluate['goal_code_success']
   lengths = {1.0: found, **{row['gain']: row for row in found['lengthened']}}
-  success = {gain: row['post_training']['success'] for gain, row in lengths.items()}
-  gain = max(success, key=lambda gain: success[gain])
-  return gain, success[gain]
+  return max(lengths.items(), key=lambda item: item[1]['post_training']['success'])
+
+
+def _longer(gain: float) -> str:
+  return f' ({gain:g} times as long)' if gain > 1 else ''
 
 
 def policy_reaches(internal: Result, evaluate: Result) -> Finding:
   """Does the policy find the codes that are known to work?"""
   success, first = internal['success'], internal['initial_success']
-  replayed = evaluate['replay_success']['post_training']['success']
-  possible = max(replayed, _best_length(evaluate)[1])
+  gain, row = _best_length(evaluate)
+  possible = row['post_training']['success']
   found = (
-    f'Internal RL went from {first:.3g} to {success:.3g}; the best codes known to us, switched by '
-    f'the truth, reach {possible:.3g}.'
+    f'Internal RL went from {first:.3g} to {success:.3g}; one code for each goal'
+    f'{_longer(gain)}, switched by the truth, reaches {possible:.3g}.'
   )
   ok = success >= max(REACHED_SHARE * possible, REPLAY_WORKS)
   cure = ''

@@ -137,11 +137,8 @@ def _findings(findings: Sequence[diagnosis.Finding]) -> str:
   return f'<ul class="findings">{items}</ul>'
 
 
-def _latest(results: Mapping[str, Result]) -> Result:
-  return max(results.values(), key=lambda result: result['date'])
-
-
 def _facts(results: Mapping[str, Result], command: str) -> str:
+  latest = max(results.values(), key=lambda result: result['date'])
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
   facts = {
     'stages': ', '.join(results),
@@ -149,7 +146,7 @@ def _facts(results: Mapping[str, Result], command: str) -> str:
     'commit': unique('commit'),
     'device': unique('device'),
     'jax': unique('jax'),
-    'finished': _latest(results)['date'],
+    'finished': latest['date'],
     'time': f'{sum(result["seconds"] for result in results.values()) / 60:.1f} minutes in all',
     'again': f'<code>{html.escape(command)}</code>',
   }
@@ -162,6 +159,7 @@ def render(
   figures: Sequence[Picture],
   episodes: Sequence[Picture],
   command: str,
+  config: Mapping[str, Any],
 ) -> str:
   """Returns the report of a run.
 
@@ -170,11 +168,10 @@ def render(
     figures: drawn from them.
     episodes: animations.
     command: what makes all of it again.
+    config: that of the run. Stages know it only as far as they read it.
   """
   if not results:
     raise ValueError('results={}: at least one stage must have finished')
-  # Earlier stages know nothing of how later ones were asked to differ.
-  config = _latest(results)['config']
   sections = [
     '<h1>Internal RL: what this run showed</h1>',
     f'<p>{html.escape(scale(config))}</p>',

@@ -80,12 +80,12 @@ def learn(
     return loss - config.entropy_coefficient * entropy, {**metrics, 'entropy': entropy}
 
   def only_measure(*args):
-    return jax.tree.map(jnp.zeros_like, params), loss_fn(*args)[1]
+    return jax.tree.map(jnp.zeros_like, args[0]), loss_fn(*args)[1]
 
   def step(carry, rows):
     params, opt_state = carry
     part = jax.tree.map(lambda x: x[rows], (batch, advantage))
-    # Rewards are rare: without any, the surrogate's gradient is exactly 0, whatever the model says.
+    # Rewards are rare: without any, advantages are 0 and so is the surrogate's gradient, exactly.
     learns = jnp.any(part[1] != 0) | (config.entropy_coefficient != 0)
     gradient = jax.grad(loss_fn, has_aux=True)
     gradients, metrics = jax.lax.cond(learns, gradient, only_measure, params, *part)

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any, trips: float = math.nan) -> float:
   """Returns the floating-point operations of all matrix products in one call, two a multiply-add.
 
   Everything else is left out, as is usual where use of an accelerator is reported. XLA may still
-  simplify a product away.
+  simplify a product away. A condition counts as the dearest of its branches.
 
   Args:
     function: what is called.
@@ -28,9 +29,11 @@ def _count(jaxpr: Any, trips: float) -> float:
     if equation.primitive.name == 'dot_general':
       total += _product(equation)
     repeats = {'scan': equation.params.get('length'), 'while': trips}
-    for inner in _inner(equation.params):
-      if count := _count(inner, trips):
-        total += count * repeats.get(equation.primitive.name, 1)
+    counts = [_count(inner, trips) for inner in _inner(equation.params)]
+    # Of a condition only one branch runs.
+    count = np.max(counts) if equation.primitive.name == 'cond' else sum(counts)
+    if count:
+      total += count * repeats.get(equation.primitive.name, 1)
   return total
 
 
@@ -42,7 +45,7 @@ def _product(equation: Any) -> float:
 
 
 def _inner(params: Any) -> Iterator[Any]:
-  """Yields the programs that an operation runs; all branches of a condition."""
+  """Yields the programs that an operation may run."""
   for value in params.values():
     for item in value if isinstance(value, (tuple, list)) else [value]:
       program = getattr(item, 'jaxpr', item)

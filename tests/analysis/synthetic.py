@@ -73,6 +73,7 @@ def member(alpha, kl, nll, f1, switches):
     'true_switches': 2.0,
     'undecided_share': 0.01,
     'subgoal_decoded': round(0.9 * f1, 2),
+    'subgoal_majority': 0.3,
     'prior_success': outcome(0.02),
   }
 

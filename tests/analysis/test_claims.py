@@ -24,7 +24,8 @@ def test_every_claim_has_its_number_beside_the_papers():
   amplified = rows['Unseen task: labelled controllers amplified 1.5 times, best layer (2)']
   assert (amplified.name, amplified.measured[:5]) == ('', '0.700')
   decoded = rows['Subgoal read linearly off the codes']
-  assert (decoded.measured, decoded.bound[:16]) == ('0.87', '0.18, 0.36, 0.87')
+  assert decoded.measured == '0.87'
+  assert decoded.bound.startswith('0.3 by naming the most frequent one; 0.36 (')
   longer = rows['Unseen task: one code for each goal, switched by the truth, 1.5 times as long']
   assert (longer.measured[:5], longer.bound) == ('0.450', '0.62 on pretraining tasks')
   sampled = rows['Unseen task: actions sampled from the base model']

@@ -33,6 +33,7 @@ def test_a_run_that_went_well_is_not_accused_of_anything():
 
 
 MEANING = 'evaluate.code_meaning'
+REPLAY = 'evaluate.replay_success'
 GOALS = 'evaluate.goal_code_success'
 NO_LONGER = {f'{GOALS}.lengthened': []}
 
@@ -89,15 +90,19 @@ NO_LONGER = {f'{GOALS}.lengthened': []}
       'hardly overcome',
     ),
     (
-      {f'{GOALS}.pretraining.success': 0.1},
+      {**NO_LONGER, f'{GOALS}.pretraining.success': 0.1},
       'Codes transfer to the unseen task',
-      '45% if 1.5 times',
+      'Codes of demonstrations do (70%): they mean something else than goals',
+    ),
+    (
+      {**NO_LONGER, f'{GOALS}.pretraining.success': 0.1, f'{REPLAY}.pretraining.success': 0.1},
+      'Codes transfer to the unseen task',
+      'even where it was trained.',
     ),
     ({'reinforce/internal.success': 0.04}, 'Policy over codes', 'does not find them'),
     (
       {
         'reinforce/internal.success': 0.04,
-        'evaluate.replay_success.post_training.success': 0.0,
         **NO_LONGER,
         f'{GOALS}.post_training.success': 0.0,
       },

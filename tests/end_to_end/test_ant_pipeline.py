@@ -124,9 +124,11 @@ def test_evaluation_measures_what_is_there_and_names_what_is_missing(run):
   _, _, early = run
   assert set(early['expert_success']) == {'pretraining', 'post_training'}
   assert early['expert_success']['pretraining']['episodes'] == 16
-  assert early['missing'] == ['base_success', 'replay_success', 'code_meaning']
+  assert early['missing'] == ['base_success', 'replay_success', 'goal_code_success', 'code_meaning']
   # The pipeline evaluates again when the other stages are finished.
   late = result(run, 'evaluate')
   assert late['missing'] == []
   assert late['expert_success'] == early['expert_success']
+  assert set(late['goal_code_success']) == {'pretraining', 'post_training', 'lengthened'}
+  assert late['goal_code_success']['lengthened'] == []
   assert set(late['code_meaning']) == {'subgoal', 'goal_cell'}

@@ -173,5 +173,7 @@ def test_seeds_compete_by_objective_and_strengths_by_reward_then_likelihood():
   ]
   assert discover.select(rows) == 2
   assert discover.select(rows[:2]) == 1
+  rate = [member(0.1, nll=0.24, kl=0.2, success=0.0), member(0.1, nll=0.2, kl=0.5, success=0.0)]
+  assert discover.select(rate) == 1  # It costs .1 a nat, and is worth it.
   equals = [member(0.1, 0.2, 0.1, 0.0, hard_nll=0.3), member(0.2, 0.2, 0.1, 0.0, hard_nll=0.2)]
   assert discover.select(equals) == discover.select(equals[::-1]) + 1 == 1

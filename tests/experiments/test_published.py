@@ -173,7 +173,7 @@ def test_another_run_is_not_overwritten_unless_told(tmp_path):
   for new, message in (
     (later, 'its probe is of commit 0123456789ab, this one of fedcba987654'),
     (record(0, change=lambda r: r.pop('control')), 'it has control, this run has not'),
-    (record(0, seeds=2), 'discover.seeds: it has 1, this run 2; give --overwrite'),
+    (record(0, seeds=9), 'discover.seeds: it has 4, this run 9; give --overwrite'),
   ):
     with pytest.raises(ValueError, match=message):
       publish.write(tmp_path, copy.deepcopy(new))
@@ -185,8 +185,8 @@ def test_another_run_is_not_overwritten_unless_told(tmp_path):
 def test_seeds_of_one_name_share_their_config(tmp_path):
   publish.write(tmp_path, record(0))
   with pytest.raises(ValueError, match=r'seed_0.json .* discover.seeds: .* --variant'):
-    publish.write(tmp_path, record(1, seeds=2), overwrite=True)
-  publish.write(tmp_path, record(1, 'two_seeds', seeds=2))
+    publish.write(tmp_path, record(1, seeds=9), overwrite=True)
+  publish.write(tmp_path, record(1, 'nine_seeds', seeds=9))
 
 
 def test_time_is_that_of_every_piece_of_a_stage_if_all_were_logged(tmp_path):

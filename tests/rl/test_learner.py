@@ -90,7 +90,7 @@ def test_learning_raises_the_return_of_a_two_decision_bandit():
 
 @pytest.mark.parametrize('returns', [[0.0, 0, 0, 0], [0.0, 1, 0, 0]])
 def test_an_update_is_the_plain_gradient_step_with_and_without_rewards(returns):
-  """Without rewards no gradient is computed, yet the optimiser moves on and all is measured."""
+  """Without rewards the optimiser moves on all the same, and everything is measured."""
   config, tx = learner.LearnerConfig(), optax.adam(0.1)
   batch = Batch(
     z=jax.random.normal(jax.random.key(0), (4, 3, 1)),
@@ -119,6 +119,23 @@ def test_an_update_is_the_plain_gradient_step_with_and_without_rewards(returns):
   np.testing.assert_allclose(row['loss'], loss_fn(params)[0], atol=1e-6)
   np.testing.assert_allclose(row['approx_kl'], stats.approx_kl, rtol=1e-5)
   np.testing.assert_allclose(row['gradient_norm'], abs(gradient), rtol=1e-5)
+
+
+@pytest.mark.parametrize(('coefficient', 'changes'), [(0.0, False), (0.1, True)])
+def test_without_rewards_no_gradient_is_computed_but_that_of_an_entropy_bonus(coefficient, changes):
+  config, tx = learner.LearnerConfig(entropy_coefficient=coefficient), optax.sgd(0.1)
+  batch = Batch(jnp.ones((4, 3, 1)), -jnp.ones((4, 3)), jnp.ones((4, 3), bool), jnp.zeros(4))
+
+  def score(params, batch):
+    # The slope of a root is infinite at zero, and zero times infinity is not a number.
+    log_prob = -jnp.sqrt(params['mean']) * batch.z[..., 0]
+    return log_prob, jnp.broadcast_to(params['log_std'], log_prob.shape)
+
+  params = {'mean': jnp.array(0.0), 'log_std': jnp.array(0.5)}
+  new, _, row = learner.learn(config, tx, score, params, tx.init(params), batch, jax.random.key(0))
+  assert (new['log_std'] != params['log_std']) == changes
+  assert bool(jnp.isfinite(new['mean'])) != changes
+  assert row['entropy'] == 0.5
 
 
 @pytest.mark.parametrize(

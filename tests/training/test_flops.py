@@ -40,6 +40,11 @@ def test_a_scan_counts_every_step_and_a_while_loop_as_many_as_are_told():
   assert matmul_flops(counter, square) == 54
 
 
+def test_a_condition_counts_as_its_dearest_branch():
+  branches = (lambda a, b: a @ b + a @ b, lambda a, b: a @ b)
+  assert matmul_flops(lambda a, b: jax.lax.cond(a[0, 0] > 0, *branches, a, b), A, B) == 2 * PRODUCT
+
+
 def test_it_agrees_with_xla_where_products_are_nearly_all_there_is():
   def loss(weights, x):
     for w in weights:
