@@ -211,12 +211,13 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
 def select(rows: Sequence[Mapping[str, Any]]) -> int:
   """Returns the index of the metacontroller that internal RL is given.
 
-  Seeds of one strength compete by what they all minimise, Eq. 9 on held-out demonstrations; the
-  best of each strength by success on the unseen task before any RL, and equals by likelihood.
+  Seeds of one strength compete by Eq. 9 on held-out demonstrations, with the thresholded gate that
+  internal RL acts with; the best of each strength by success on the unseen task before any RL, and
+  equals by likelihood.
   Ground-truth subgoals, which alignment or the colours visited in order would betray, choose
   nothing.
   """
-  objective_of = lambda i: rows[i]['nll'] + rows[i]['alpha'] * rows[i]['kl']
+  objective_of = lambda i: rows[i]['hard_nll'] + rows[i]['alpha'] * rows[i]['kl']
   strengths = sorted({row['alpha'] for row in rows})
   best = [
     min((i for i, row in enumerate(rows) if row['alpha'] == alpha), key=objective_of)

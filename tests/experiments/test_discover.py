@@ -159,21 +159,21 @@ def test_a_code_too_short_for_the_labels_is_refused(tmp_path):
     discover.run(config, str(tmp_path))
 
 
-def member(alpha, nll, kl, success, hard_nll=0.2):
+def member(alpha, hard_nll, kl, success=0.0, nll=0.1):
   prior = {'success': success}
   return {'alpha': alpha, 'nll': nll, 'kl': kl, 'hard_nll': hard_nll, 'prior_success': prior}
 
 
 def test_seeds_compete_by_objective_and_strengths_by_reward_then_likelihood():
   rows = [
-    member(0.1, nll=0.2, kl=0.5, success=0.9),  # The better objective is its sibling's.
-    member(0.1, nll=0.2, kl=0.4, success=0.0),
-    member(0.5, nll=0.3, kl=0.2, success=0.1),
-    member(0.5, nll=0.2, kl=0.5, success=0.5),
+    member(0.1, 0.2, kl=0.5, success=0.9),  # The better objective is its sibling's.
+    member(0.1, 0.2, kl=0.4),
+    member(0.5, 0.3, kl=0.2, success=0.1),
+    member(0.5, 0.2, kl=0.5, success=0.5),
   ]
   assert discover.select(rows) == 2
   assert discover.select(rows[:2]) == 1
-  rate = [member(0.1, nll=0.24, kl=0.2, success=0.0), member(0.1, nll=0.2, kl=0.5, success=0.0)]
-  assert discover.select(rate) == 1  # It costs .1 a nat, and is worth it.
-  equals = [member(0.1, 0.2, 0.1, 0.0, hard_nll=0.3), member(0.2, 0.2, 0.1, 0.0, hard_nll=0.2)]
+  # Rate costs .1 a nat, and is worth it; what soft gates would reach does not count.
+  assert discover.select([member(0.1, 0.24, kl=0.2, nll=0.0), member(0.1, 0.2, kl=0.5)]) == 1
+  equals = [member(0.1, 0.3, kl=0.1), member(0.2, 0.2, kl=0.1)]
   assert discover.select(equals) == discover.select(equals[::-1]) + 1 == 1

@@ -26,7 +26,7 @@ def test_the_true_subgoals_code_steers_and_a_gain_multiplies_it():
   success = lambda codes, gain: evaluate._steered(config, models, codes, env)(gain)
 
   def by_hand(state, e, context):
-    z = sum((state.subgoal == k)[:, None] * 2 * codes[k] for k in range(len(codes)))
+    z = sum((state.subgoal == k)[:, None] * 2 * codes[k][None] for k in range(len(codes)))
     return module.apply(models.metacontroller, z, e, method=Metacontroller.control)
 
   tasks = common.task_batch(env, 64)
