@@ -20,7 +20,7 @@ def test_the_true_subgoals_code_steers_and_a_gain_multiplies_it():
   base = model.init(jax.random.key(0), jnp.zeros((1, 1, env.observation_size), jnp.uint8))
   tx = common.optimiser(config.discover)
   state = discover.create(config, tx, base, jax.random.key(1), 0.1)
-  noise = lambda x: x + 0.5 * jax.random.normal(jax.random.key(2), x.shape)
+  noise = lambda x: x + 3 * jax.random.normal(jax.random.key(2), x.shape)
   models = Frozen(base, jax.tree.map(noise, state.params))
   codes = 2.0 * jax.random.normal(jax.random.key(3), (len(env.family.subgoals), module.code_size))
   success = lambda codes, gain: evaluate._steered(config, models, codes, env)(gain)
