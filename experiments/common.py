@@ -358,8 +358,9 @@ def share(successes: np.ndarray) -> dict[str, float]:
   half = z / (1 + z**2 / n) * np.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
   return {
     'success': mean,
-    'low': float(centre - half),
-    'high': float(centre + half),
+    # Rounding must not take a share out of its range.
+    'low': max(float(centre - half), 0.0),
+    'high': min(float(centre + half), 1.0),
     'error': float(np.sqrt(mean * (1 - mean) / n)),
     'episodes': len(successes),
   }
