@@ -32,7 +32,7 @@ def draw(runs: Sequence[Run]) -> Named:
   if discover := of('discover'):
     if 'gates' in discover[0]:
       yield 'gates', _gates(discover[0])
-    if len(discover[0]['members']) > 1:
+    if len({member['alpha'] for member in discover[0]['members']}) > 1:
       yield 'kl_sweep', _kl_sweep(discover, [result['nll'] for result in of('pretrain')])
   stages = sorted({stage for run in runs for stage in run if stage.startswith('reinforce/')})
   if stages:
