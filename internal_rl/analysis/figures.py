@@ -47,6 +47,7 @@ METHODS: dict[str, tuple[str, str, Any]] = {
   'compile': ('CompILE', ORANGE, (0, (5, 1))),
 }
 _SPARE = ((MUTED, (0, (1, 1))), (INK, (0, (3, 1, 1, 1))))
+FEW = 10  # Seeds, up to which each is drawn.
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -319,7 +320,7 @@ def _by_alpha(axis, members: Sequence[Row], name: str, label: str, colour: str, 
 def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
   """Figs. 8 and A5: success against episodes, linear and logarithmic.
 
-  Lines are medians over seeds, bands their quartiles.
+  Lines are medians over seeds, bands their quartiles; where seeds are few, thin lines show each.
 
   Args:
     curves: for each method its seeds' curves, each of rows with `episodes` and `success`. Success
@@ -334,6 +335,10 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
     label = f'{name} ({_seeds(seeds)})'
     for axis, positive in zip(axes, (False, True), strict=True):
       _band(axis, episodes, success, positive, color=colour, linestyle=dashes, label=label)
+      for single in success if 1 < len(success) <= FEW else ():
+        shown = [value if value > 0 or not positive else np.nan for value in single]
+        points = min(len(episodes), len(shown))
+        axis.plot(episodes[:points], shown[:points], color=colour, linewidth=0.6, label='_single')
   axes[0].set(title='Reinforcement on the unseen task', ylim=(0, 1), ylabel='success')
   axes[1].set(title='... on a logarithmic axis')
   axes[1].set_yscale('log')

@@ -135,6 +135,8 @@ def test_learning_curves_show_median_and_quartiles_and_no_logarithm_of_zero():
   linear, logarithmic = figures.learning_curves({'internal': seeds}).axes
   np.testing.assert_allclose(lines(linear)['internal RL (3 seeds)'], [0.0, 0.2, 0.5])
   np.testing.assert_allclose(lines(logarithmic)['internal RL (3 seeds)'], [np.nan, 0.2, 0.5])
+  singles = [line for line in logarithmic.get_lines() if line.get_label() == '_single']
+  np.testing.assert_allclose(singles[2].get_ydata(), [np.nan, 0.1, 0.5])
   (band,) = linear.collections
   reached = band.get_paths()[0].vertices
   assert reached[reached[:, 0] == 2, 1].min() == pytest.approx(0.45)
@@ -143,7 +145,8 @@ def test_learning_curves_show_median_and_quartiles_and_no_logarithm_of_zero():
 
 def test_methods_stay_apart_without_colour_and_unknown_ones_get_a_look_of_their_own():
   curves = {**SEEDS, 'mine': SEEDS['raw'][:1], 'yours': SEEDS['raw'][:1]}
-  drawn = figures.learning_curves(curves).axes[0].get_lines()
+  lines_drawn = figures.learning_curves(curves).axes[0].get_lines()
+  drawn = [line for line in lines_drawn if line.get_label() != '_single']
   assert len({line.get_linestyle() + str(line._unscaled_dash_pattern) for line in drawn}) == 4
   assert len({line.get_color() for line in drawn}) == 4
   assert drawn[2].get_label() == 'mine (1 seed)'
