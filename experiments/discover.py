@@ -194,14 +194,13 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   )
   logged = metrics.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
   curve = [row for row in logged if 'eval/f1' in row]
+  strengths = len(section.alphas)
   values = {
     # Measured again: the best of several strengths is lucky.
     'prior_success': prior_success(models(chosen), 'final'),
     'selected': chosen,
     # Those of the unseen task that the choice has cost.
-    'selection_episodes': len(section.alphas) * config.evaluate.episodes
-    if len(section.alphas) > 1
-    else 0,
+    'selection_episodes': config.evaluate.episodes * (strengths if strengths > 1 else 0),
     'members': rows,
     'curve': curve,
   }
@@ -213,9 +212,8 @@ def select(rows: Sequence[Mapping[str, Any]]) -> int:
 
   Seeds of one strength compete by Eq. 9 on held-out demonstrations, with the thresholded gate that
   internal RL acts with; the best of each strength by success on the unseen task before any RL, and
-  equals by likelihood.
-  Ground-truth subgoals, which alignment or the colours visited in order would betray, choose
-  nothing.
+  equals by likelihood. Ground-truth subgoals, which alignment or the colours visited in order would
+  betray, choose nothing.
   """
   objective_of = lambda i: rows[i]['hard_nll'] + rows[i]['alpha'] * rows[i]['kl']
   strengths = sorted({row['alpha'] for row in rows})
