@@ -322,20 +322,29 @@ def require_gains(name: str, gains: Sequence[float]) -> None:
 
 
 def success_rate(
-  run: Callable[[Key], Any], key: Key, episodes: int, batch: int
-) -> dict[str, float]:
-  """Runs batches of episodes until there are `episodes`, and counts successes.
+  env: Environment, run: Callable[[Key], Any], key: Key, episodes: int, batch: int
+) -> dict[str, Any]:
+  """Runs batches of episodes in `env` until there are `episodes`, and counts successes.
 
   Returns:
-    What `share` does; `progress`, colours visited; and where a simulation can blow up, `diverged`,
+    What `share` does; `progress`, colours visited; `ends`, for every ending that occurred how many
+    episodes came to it after 0, 1, ... colours; and where a simulation can blow up, `diverged`,
     the share of episodes that ended so.
   """
   batches = [run(k) for k in jax.random.split(key, -(-episodes // batch))]
-  found = lambda get: np.concatenate([np.asarray(get(row)) for row in batches])
-  outcome = share(found(lambda row: row.returns))
-  outcome['progress'] = _mean(found(lambda row: row.final.progress.stage))
-  if hasattr(batches[0].final, 'diverged'):
-    outcome['diverged'] = _mean(found(lambda row: row.final.diverged))
+  together = lambda *rows: np.concatenate([np.asarray(row) for row in rows])
+  outcome: dict[str, Any] = share(together(*(row.returns for row in batches)))
+  final = jax.tree.map(together, *(row.final for row in batches))
+  stages, colours = final.progress.stage, int(env.tasks.lengths.max()) + 1
+  outcome['progress'] = _mean(stages)
+  ends = np.asarray(jax.jit(jax.vmap(env.ending))(final))
+  outcome['ends'] = {
+    name: np.bincount(stages[ends == i], minlength=colours).tolist()
+    for i, name in enumerate(env.endings)
+    if (ends == i).any()
+  }
+  if hasattr(final, 'diverged'):
+    outcome['diverged'] = _mean(final.diverged)
   return outcome
 
 
@@ -343,7 +352,7 @@ def _mean(values: np.ndarray) -> float:
   return float(values.mean()) if len(values) else 0.0
 
 
-def share(successes: np.ndarray) -> dict[str, float]:
+def share(successes: np.ndarray) -> dict[str, Any]:
   """Returns how many of some episodes succeeded.
 
   Args:

@@ -102,7 +102,7 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
 
 def _closed_loop(
   config: common.Config, controller: Controller, params, base, layer: int, env: Pinpad
-) -> Callable[[Key, float], dict[str, float]]:
+) -> Callable[[Key, float], dict[str, Any]]:
   """Returns what measures success on the tasks of `env`, steered by the true subgoal throughout.
 
   It takes a key and what to multiply the controllers' update of the stream by.
@@ -118,6 +118,7 @@ def _closed_loop(
     return rollout(base, key, tasks, steer)
 
   return lambda key, gain: common.success_rate(
+    env,
     lambda k: episodes(base, params, gain, k),
     key,
     config.evaluate.episodes,

@@ -310,7 +310,7 @@ def _held_out(config: common.Config, data: Demonstrations) -> Callable[[Frozen],
   return held_out
 
 
-def _prior_success(config: common.Config) -> Callable[[Frozen, str], dict[str, float]]:
+def _prior_success(config: common.Config) -> Callable[[Frozen, str], dict[str, Any]]:
   """Returns what measures a metacontroller's success on the post-training task before any RL.
 
   Codes are drawn from N(0, I); the episodes are those of the key stream that is named.
@@ -323,6 +323,7 @@ def _prior_success(config: common.Config) -> Callable[[Frozen, str], dict[str, f
   tasks = common.task_batch(env, config.evaluate.batch)
   episodes = jax.jit(lambda fresh, frozen, key: rollout(fresh, frozen, key, tasks))
   return lambda models, stream: common.success_rate(
+    env,
     lambda key: episodes(fresh, models, key),
     common.key_for(config, 'discover', 'prior', stream),
     config.evaluate.episodes,

@@ -51,11 +51,11 @@ def _worlds(config: common.Config) -> dict[str, Pinpad]:
   }
 
 
-def _success(config: common.Config, stream: str, run) -> dict[str, float]:
+def _success(config: common.Config, env: Pinpad, stream: str, run) -> dict[str, Any]:
   """Success over `evaluate.episodes` episodes; `run` takes a key and runs `evaluate.batch`."""
   section = config.evaluate
   key = common.key_for(config, stream)
-  return common.success_rate(run, key, section.episodes, section.batch)
+  return common.success_rate(env, run, key, section.episodes, section.batch)
 
 
 def _floors(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -88,11 +88,11 @@ def _base_success(config: common.Config, workdir: str) -> dict[str, Any]:
   """Success of actions sampled from the base model alone: practically 0, says the main text."""
   base = artifacts.base_params(config, workdir)
 
-  def measure(env: Pinpad) -> dict[str, float]:
+  def measure(env: Pinpad) -> dict[str, Any]:
     rollout = BaseRollout(env, common.base_model(config))
     tasks = common.task_batch(env, config.evaluate.batch)
     episodes = jax.jit(lambda base, key: rollout(base, key, tasks))
-    return _success(config, 'base', lambda key: episodes(base, key))
+    return _success(config, env, 'base', lambda key: episodes(base, key))
 
   return {name: measure(env) for name, env in _worlds(config).items()}
 
@@ -109,7 +109,7 @@ def _replay_success(config: common.Config, workdir: str) -> dict[str, Any]:
       episodes, successful = replay(expert, models, key)
       return jax.tree.map(lambda x: x[np.asarray(successful)], episodes)
 
-    found[name] = _success(config, 'replay', demonstrated)
+    found[name] = _success(config, env, 'replay', demonstrated)
   return found
 
 
@@ -158,7 +158,7 @@ def _goal_code_success(config: common.Config, workdir: str) -> dict[str, Any]:
 
 def _steered(
   config: common.Config, models: Frozen, goal_codes: jax.Array, env: Pinpad
-) -> Callable[[float], dict[str, float]]:
+) -> Callable[[float], dict[str, Any]]:
   """Returns what measures success under the true subgoal's code, multiplied by what it takes."""
   module, rollout = common.metacontroller(config), BaseRollout(env, common.base_model(config))
   tasks = common.task_batch(env, config.evaluate.batch)
@@ -173,7 +173,7 @@ def _steered(
     return rollout(models.base, key, tasks, steer)
 
   play = lambda gain: lambda key: episodes(models, gain * goal_codes, key)
-  return lambda gain: _success(config, 'goal codes', play(gain))
+  return lambda gain: _success(config, env, 'goal codes', play(gain))
 
 
 def _goal_codes(config: common.Config, workdir: str, models: Frozen) -> jax.Array:

@@ -182,6 +182,7 @@ class _Trainer:
       if 'train/success' in row
     ]
     measure = lambda key: common.success_rate(
+      self.env,
       lambda k: self.episodes(state.params, self.method.frozen, k),
       key,
       config.evaluate.episodes,

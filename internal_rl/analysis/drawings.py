@@ -34,9 +34,13 @@ def draw(runs: Sequence[Run]) -> Named:
       yield 'gates', _gates(discover[0])
     if len({member['alpha'] for member in discover[0]['members']}) > 1:
       yield 'kl_sweep', _kl_sweep(discover, [result['nll'] for result in of('pretrain')])
-  stages = sorted({stage for run in runs for stage in run if stage.startswith('reinforce/')})
+  stages = sorted(
+    {stage for run in runs for stage in run if stage.startswith('reinforce/')},
+    key=lambda stage: (stage.split('/')[1] not in figures.METHODS, stage),  # Variants come last.
+  )
   if stages:
     yield 'learning_curves', _learning_curves({stage: of(stage) for stage in stages})
+    yield from _endings({stage.split('/')[1]: of(stage) for stage in stages})
 
 
 def seeds(results: Sequence[Any]) -> str:
@@ -111,6 +115,22 @@ def _kl_sweep(results: list[Result], base_nll: list[float]) -> Picture:
   )
   figure = figures.kl_sweep(members, float(np.median(base_nll)) if base_nll else None)
   return Picture(figures.png(figure), 'Rate and distortion by KL strength', caption)
+
+
+def _endings(results: Mapping[str, list[Result]]) -> Named:
+  ends = {}
+  for method, found in results.items():
+    runs = [run['ends'] for result in found for run in best_runs(result) if 'ends' in run]
+    if runs:
+      names = sorted({name for run in runs for name in run})
+      counts = lambda name, runs=runs: np.sum([run[name] for run in runs if name in run], 0)
+      ends[method] = {name: counts(name).tolist() for name in names}
+  if ends:
+    caption = (
+      'Episodes of the unseen task after reinforcement, all seeds together: how many colours they '
+      'visited, and what ended them.'
+    )
+    yield 'endings', Picture(figures.png(figures.endings(ends)), 'Where episodes end', caption)
 
 
 def _learning_curves(results: Mapping[str, list[Result]]) -> Picture:

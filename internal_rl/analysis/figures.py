@@ -47,6 +47,15 @@ METHODS: dict[str, tuple[str, str, Any]] = {
   'compile': ('CompILE', ORANGE, (0, (5, 1))),
 }
 _SPARE = ((MUTED, (0, (1, 1))), (INK, (0, (3, 1, 1, 1))))
+_ENDS = {
+  'success': GREEN,
+  'wrong colour': RED,
+  'time is up': ORANGE,
+  'fell': BLUE,
+  'jumped too high': PINK,
+  'walked into a wall': INK,
+  'left the grid': MUTED,
+}
 FEW = 10  # Seeds, up to which each is drawn.
 
 
@@ -314,6 +323,27 @@ def _by_alpha(axis, members: Sequence[Row], name: str, label: str, colour: str, 
   axis.plot(*zip(*dots, strict=True), '.', color=colour, alpha=0.4)
   axis.plot(list(places.values()), list(medians.values()), style, color=colour, label=label)
   axis.set_xticks(list(places.values()), [f'{alpha:g}' for alpha in places])
+
+
+@_styled
+def endings(ends: Mapping[str, Mapping[str, Sequence[int]]]) -> Figure:
+  """Where episodes end, and why.
+
+  Args:
+    ends: for each method, for every ending how many episodes came to it after 0, 1, ... colours.
+  """
+  figure, axes = _panels(len(ends), width=3.6, sharey=True)
+  for axis, (method, found) in zip(axes, ends.items(), strict=True):
+    shares = np.array(list(found.values())) / max(sum(map(sum, found.values())), 1)
+    below = np.cumsum(shares, 0) - shares
+    for name, share, bottom in zip(found, shares, below, strict=True):
+      colour = _ENDS.get(name, '#56B4E9')
+      axis.bar(range(len(share)), share, bottom=bottom, color=colour, label=name)
+    axis.set(title=method_name(method), xlabel='colours visited')
+    _integer_axis(axis.xaxis)
+    axis.legend()
+  axes[0].set_ylabel('share of episodes')
+  return figure
 
 
 @_styled

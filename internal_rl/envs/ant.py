@@ -14,6 +14,8 @@ from internal_rl.envs.tasks import TaskFamily, Tasks
 from internal_rl.types import Key, TimeStep
 
 OFF_GRID = ('clamp', 'end')
+# Where no episode goes on, whatever the task.
+ENDS = ('fell', 'jumped too high', 'walked into a wall', 'left the grid')
 PROPRIOCEPTION = ant_body.NUM_POSITIONS - 2 + ant_body.NUM_VELOCITIES
 
 
@@ -188,7 +190,7 @@ class Ant:
       self.tasks, layout, state.progress, self.cell_at(state.body.place), self.cell_at(body.place)
     )
     time = state.time + ~was_done
-    over = jnp.stack(list(self._ends(layout, body).values())).any()
+    over = self._ends(layout, body).any()
     done = progress.done | over | diverged | (time >= self.time_limit)
     progress = progress.replace(done=done)
     state = state.replace(
@@ -200,26 +202,23 @@ class Ant:
     )
     return state, TimeStep(self.observe(layout, body), reward, done)
 
-  def outcome(self, state: State) -> str:
-    state = jax.tree.map(jnp.asarray, state)
-    ends = {
-      'success': pinpad.is_complete(self.tasks, state.progress),
-      'simulation blew up': state.diverged,
-      **self._ends(state.layout, state.body),
-      'time is up': state.time >= self.time_limit,
-    }
-    return next((name for name, reached in ends.items() if reached), 'wrong colour')
+  @property
+  def endings(self) -> tuple[str, ...]:
+    return ('success', 'simulation blew up', *ENDS, 'time is up', 'wrong colour')
 
-  def _ends(self, layout: Layout, body: Body) -> dict[str, Bool[Array, '']]:
-    """Whether the ant is where no episode goes on, whatever the task, by name."""
+  def ending(self, state: State) -> Int[Array, '']:
+    first = jnp.stack([pinpad.is_complete(self.tasks, state.progress), state.diverged])
+    last = jnp.stack([state.time >= self.time_limit, jnp.array(True)])
+    return jnp.argmax(jnp.concatenate([first, self._ends(state.layout, state.body), last]))
+
+  def _ends(self, layout: Layout, body: Body) -> Bool[Array, ' 4']:
+    """Which of `ENDS` is true of the ant."""
     low, high = self.healthy
     outside = jnp.abs(body.place).max() > self.half_width
-    return {
-      'fell': body.height < low,
-      'jumped too high': body.height > high,
-      'walked into a wall': (layout.walls == self.cell_at(body.place)).any(),
-      'left the grid': (self.off_grid == 'end') & outside,
-    }
+    into_wall = (layout.walls == self.cell_at(body.place)).any()
+    return jnp.stack(
+      [body.height < low, body.height > high, into_wall, (self.off_grid == 'end') & outside]
+    )
 
 
 def symlog(x: Float[Array, '*b']) -> Float[Array, '*b']:

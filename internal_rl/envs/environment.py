@@ -44,8 +44,13 @@ class Environment(Protocol):
     """Starts an episode of task `task` on a fresh layout; consumes `key`."""
     ...
 
-  def outcome(self, state: State) -> str:
-    """Returns how the episode ended that this is the last state of, in a word or two."""
+  @property
+  def endings(self) -> tuple[str, ...]:
+    """The ways in which an episode ends, in a word or two each."""
+    ...
+
+  def ending(self, state: State) -> Int[Array, '']:
+    """Returns which of `endings` it was, given the last state of an episode."""
     ...
 
   def step(self, state: State, action: Shaped[Array, '*a']) -> tuple[State, TimeStep]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float
@@ -41,7 +42,7 @@ def film(
     title=title,
     task=tuple(np.asarray(env.tasks.colours)[task, : int(env.tasks.lengths[task])].tolist()),
     stages=np.asarray(progress.stage)[: steps + 1],
-    outcome=env.outcome(episode.state),
+    outcome=env.endings[int(env.ending(jax.tree.map(jnp.asarray, episode.state)))],
     codes=codes,
     switches=switches,
     begins=np.diff(segments, prepend=-1) != 0,

@@ -117,9 +117,8 @@ def visit(
   Returns:
     The new progress and the reward.
   """
-  colour = colour_at(layout, new)
-  visited = (new != old) & (colour != NO_COLOUR) & ~progress.done
-  correct = visited & (colour == next_colour(tasks, progress))
+  visited = (new != old) & (layout.objects == new).any() & ~progress.done
+  correct = visited & (layout.objects[next_colour(tasks, progress)] == new)
   progress = progress.replace(stage=progress.stage + correct)
   complete = correct & is_complete(tasks, progress)
   done = progress.done | complete | (visited & ~correct)

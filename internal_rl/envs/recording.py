@@ -79,8 +79,12 @@ class RecordingEnvironment:
     following, timestep = self.env.step(state.state, action)
     return self._record(following, state.trail), timestep
 
-  def outcome(self, state: RecordedState) -> str:
-    return self.env.outcome(state.state)
+  @property
+  def endings(self) -> tuple[str, ...]:
+    return self.env.endings
+
+  def ending(self, state: RecordedState) -> Int[Array, '']:
+    return self.env.ending(state.state)
 
   def _record(self, state: State, trail: Any) -> RecordedState:
     # Time stands still after the end, so that an ended episode writes its last state again.

@@ -23,7 +23,14 @@ def outcome(success, episodes=2048):
     'success': success,
     'error': float(np.sqrt(success * (1 - success) / episodes)),
     'episodes': episodes,
+    'ends': ends(round(success * episodes), episodes),
   }
+
+
+def ends(won, episodes):
+  lost = episodes - won
+  found = {'success': [0, 0, 0, won], 'wrong colour': [lost // 2, 0, lost - lost // 2, 0]}
+  return {name: counts for name, counts in found.items() if any(counts)}
 
 
 def curve(top, steps=40, seed=0):

@@ -143,6 +143,22 @@ def test_learning_curves_show_median_and_quartiles_and_no_logarithm_of_zero():
   assert reached[reached[:, 0] == 2, 1].max() == pytest.approx(0.55)
 
 
+def test_endings_are_shares_of_each_methods_own_episodes_stacked_by_colours_visited():
+  ends = {
+    'internal': {'success': [0, 0, 3], 'wrong colour': [1, 4, 0]},
+    'raw': {'left the grid': [1, 0, 0], 'wrong colour': [1, 2, 0]},
+  }
+  internal, raw = figures.endings(ends).axes
+  heights = lambda axis: {
+    group.get_label(): [bar.get_height() for bar in group] for group in axis.containers
+  }
+  assert heights(internal) == {'success': [0, 0, 3 / 8], 'wrong colour': [1 / 8, 1 / 2, 0]}
+  assert heights(raw) == {'left the grid': [1 / 4, 0, 0], 'wrong colour': [1 / 4, 1 / 2, 0]}
+  assert [bar.get_y() for bar in raw.containers[1]] == [1 / 4, 0, 0]
+  colours = lambda axis: [group[0].get_facecolor() for group in axis.containers]
+  assert colours(internal)[1] == colours(raw)[1] != colours(raw)[0]
+
+
 def test_methods_stay_apart_without_colour_and_unknown_ones_get_a_look_of_their_own():
   curves = {**SEEDS, 'mine': SEEDS['raw'][:1], 'yours': SEEDS['raw'][:1]}
   lines_drawn = figures.learning_curves(curves).axes[0].get_lines()

@@ -78,7 +78,7 @@ def test_a_finished_run_is_published_and_drawn(workdir, tmp_path):
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr[-4000:]
   assert 'Unseen task: raw-action RL after 32 episodes' in (tmp_path / 'README.md').read_text()
-  assert len(list((path.parent / 'figures').iterdir())) == 6
+  assert len(list((path.parent / 'figures').iterdir())) == 7
 
 
 def test_internal_rl_acts_with_the_base_that_was_trained_along(tmp_path):

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from internal_rl.envs.ant import PROPRIOCEPTION, Ant
+from internal_rl.envs.ant import ENDS, PROPRIOCEPTION, Ant
 from internal_rl.envs.ant_body import AntBody, Body
 from internal_rl.envs.pinpad import Layout
 from internal_rl.envs.tasks import FAMILIES, TaskFamily
@@ -254,7 +254,9 @@ def test_the_border_belongs_to_the_nearest_cell_unless_it_ends_the_episode():
   layout = Layout(jnp.array([5, 6, 9, 10]), jnp.array([3]), jnp.array(0))
   ending = dataclasses.replace(PAPER, off_grid='end')
   wall, out = 'walked into a wall', 'left the grid'
-  reached = lambda env, body: {name for name, met in env._ends(layout, body).items() if met}
+  reached = lambda env, body: {
+    name for name, met in zip(ENDS, env._ends(layout, body), strict=True) if met
+  }
   for place, cell, ends, ends_if_ending in (
     ((-3.0, 3.0), 0, set(), set()),
     ((-4.5, 3.0), 0, set(), {out}),
@@ -269,13 +271,13 @@ def test_the_border_belongs_to_the_nearest_cell_unless_it_ends_the_episode():
     assert reached(ending, body) == ends_if_ending
 
 
-def test_the_outcome_names_what_ended_the_episode():
+def test_the_ending_is_what_ended_the_episode():
   layout = Layout(jnp.array([5, 6, 9, 10]), jnp.array([3]), jnp.array(0))
   start, _ = PAPER.start(jax.random.key(0), layout, jnp.array(0))
   late, length = jnp.array(500), int(PAPER.tasks.lengths[0])
   within = lambda index, value: start.body.replace(qpos=start.body.qpos.at[index].set(value))
   finished = start.progress.replace(stage=jnp.array(length))
-  for outcome, fields in {
+  for name, fields in {
     'success': dict(progress=finished, time=late, body=within(2, 0.1)),
     'fell': dict(body=within(2, 0.1)),
     'jumped too high': dict(body=within(2, 1.1)),
@@ -284,7 +286,7 @@ def test_the_outcome_names_what_ended_the_episode():
     'time is up': dict(time=late),
     'wrong colour': dict(),
   }.items():
-    assert PAPER.outcome(jax.device_get(start.replace(**fields))) == outcome
+    assert PAPER.endings[int(PAPER.ending(start.replace(**fields)))] == name
 
 
 def test_bad_settings_are_refused():

@@ -241,15 +241,15 @@ def test_reset_draws_until_every_task_is_solvable_and_counts_the_rejected(env):
   assert abs(fraction - single.rejected.mean()) < 0.08  # 3 standard errors of the difference
 
 
-def test_the_outcome_names_what_ended_the_episode():
+def test_the_ending_is_what_ended_the_episode():
   state, _ = PAPER.reset(jax.random.key(0), jnp.array(0))
   finished = state.progress.replace(stage=jnp.array(int(PAPER.tasks.lengths[0])))
-  for outcome, fields in {
+  for name, fields in {
     'success': dict(progress=finished, time=jnp.array(100)),
     'time is up': dict(time=jnp.array(100)),
     'wrong colour': dict(),
   }.items():
-    assert PAPER.outcome(jax.device_get(state.replace(**fields))) == outcome
+    assert PAPER.endings[int(PAPER.ending(state.replace(**fields)))] == name
 
 
 def test_impossible_worlds_are_refused():

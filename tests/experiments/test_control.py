@@ -25,6 +25,7 @@ def test_a_gain_is_that_of_the_controllers_and_none_leaves_the_base_alone():
     jax.random.key(3), gain
   )
   unsteered = common.success_rate(
+    env,
     lambda key: BaseRollout(env, model, layer)(base, key, common.task_batch(env, 64)),
     jax.random.key(3),
     64,

@@ -31,7 +31,7 @@ def test_the_true_subgoals_code_steers_and_a_gain_multiplies_it():
 
   tasks = common.task_batch(env, 64)
   played = evaluate._success(
-    config, 'goal codes', lambda key: BaseRollout(env, model)(base, key, tasks, by_hand)
+    config, env, 'goal codes', lambda key: BaseRollout(env, model)(base, key, tasks, by_hand)
   )
   assert success(codes, 2.0) == success(2 * codes, 1.0) == played
   assert success(codes, 2.0) != success(codes, 1.0)

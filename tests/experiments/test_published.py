@@ -21,6 +21,7 @@ FIGURES = {
   'gates',
   'kl_sweep',
   'learning_curves',
+  'endings',
 }
 
 

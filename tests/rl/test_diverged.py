@@ -46,8 +46,11 @@ def test_episodes_that_blow_up_end_are_counted_and_poison_nothing():
   ends = np.where(large.any(1), large.argmax(1) + 1, STEPS)
   np.testing.assert_array_equal(episodes.lengths, ends)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(episodes))
-  outcome = common.success_rate(run, jax.random.key(2), 2 * BATCH, BATCH)
+  outcome = common.success_rate(env, run, jax.random.key(2), 2 * BATCH, BATCH)
   assert 0 < outcome['diverged'] < 1
+  counts = {name: sum(by_colours) for name, by_colours in outcome['ends'].items()}
+  assert counts['simulation blew up'] == outcome['diverged'] * 2 * BATCH
+  assert sum(counts.values()) == 2 * BATCH
 
   def loss(params):
     log_prob, _ = raw_rl.evaluate(model, params, batch)
