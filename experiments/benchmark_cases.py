@@ -50,6 +50,8 @@ Cases = dict[str, Case]
 PREFIX_LENGTHS = 4
 # Raw steps of a call, at most: an episode of the ant is longer, and its steps all cost the same.
 STEPS = 100
+# Of pretraining, a call.
+UPDATES = 4
 
 
 def cores() -> int:
@@ -182,27 +184,41 @@ def _demonstrations(
 
 
 def pretrain_update(config: common.Config, batch: int) -> Cases:
-  """One update of pretraining on demonstrations at hand. Transitions include the padding."""
-  section, model = config.pretrain, common.base_model(config)
-  tx, sample = common.optimiser(section), _demonstrations(config, batch)
-  state = state_lib.create(_base_params(config), tx, jax.random.key(0))
+  """Updates of pretraining on demonstrations at hand, several a call, as in `fit`.
 
-  def function(state, batch):
-    def loss_fn(params):
-      losses = pretrain.losses(model, params, batch)
-      action, observation = (loss_lib.masked_mean(x, batch.mask) for x in losses)
-      return action + section.observation_weight * observation
+  Transitions include the padding. Rivals have the optimiser of Table A4, AdamW; so has the first
+  row. Where the config asks for another, a second row has that one.
+  """
+  chosen, sample = config.pretrain.optimiser, _demonstrations(config, batch)
+  model, params = common.base_model(config), _base_params(config)
 
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    return state_lib.apply_gradients(state, grads, tx), loss
+  def case(optimiser: str) -> Case:
+    section = config.pretrain.copy_and_resolve_references()
+    section.optimiser = optimiser
+    tx = common.optimiser(section)
+    state = state_lib.create(params, tx, jax.random.key(0))
 
-  case = Case(
-    function,
-    lambda key: (state, sample(key)),
-    batch * config.data.horizon,
-    'transitions',
-  )
-  return {'pretrain': case}
+    def update(state, batch):
+      def loss_fn(params):
+        losses = pretrain.losses(model, params, batch)
+        action, observation = (loss_lib.masked_mean(x, batch.mask) for x in losses)
+        return action + section.observation_weight * observation
+
+      loss, grads = jax.value_and_grad(loss_fn)(state.params)
+      return state_lib.apply_gradients(state, grads, tx), loss
+
+    return Case(
+      lambda state, batch: jax.lax.scan(
+        lambda state, _: update(state, batch), state, length=UPDATES
+      ),
+      lambda key: (state, sample(key)),
+      UPDATES * batch * config.data.horizon,
+      'transitions',
+    )
+
+  optimisers = {'pretrain': 'adamw', f'pretrain_{chosen}': chosen}
+  optimisers.pop('pretrain_adamw', None)
+  return {name: case(optimiser) for name, optimiser in optimisers.items()}
 
 
 def discover_update(config: common.Config, batch: int) -> Cases:

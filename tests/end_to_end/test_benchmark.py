@@ -155,7 +155,7 @@ def test_the_ants_physics_rows_simulate_what_its_environment_does():
 
 @pytest.mark.parametrize(
   ('group', 'items'),
-  [('expert', 2), ('pretrain', 32), ('discover', 64), ('internal_steps', 32), ('decode', 32)],
+  [('expert', 2), ('pretrain', 128), ('discover', 64), ('internal_steps', 32), ('decode', 32)],
 )
 def test_the_ant_has_the_gridworlds_rows(group, items, monkeypatch):
   monkeypatch.setattr(AntBody, 'advance', glide)
