@@ -107,14 +107,16 @@ def spread(values: Sequence[float]) -> str:
 def rate(outcomes: Sequence[Mapping[str, Any]]) -> str:
   """Returns success over seeds; of one seed with its standard error.
 
-  Where nothing ever succeeded it is a bound on all episodes together.
+  Where nothing or everything succeeded it is a bound on all episodes together.
   """
   episodes = sum(outcome['episodes'] for outcome in outcomes)
   if not episodes:
     return 'no episodes'
+  seeds = f'; {len(outcomes)} seeds' if len(outcomes) > 1 else ''
   if not any(outcome['success'] for outcome in outcomes):
-    seeds = f'; {len(outcomes)} seeds' if len(outcomes) > 1 else ''
     return f'0 of {episodes} (below {3 / episodes:.1g} at 95 %{seeds})'
+  if all(outcome['success'] == 1 for outcome in outcomes):
+    return f'{episodes} of {episodes} (above {1 - 3 / episodes:.3g} at 95 %{seeds})'
   if len(outcomes) > 1:
     return spread([outcome['success'] for outcome in outcomes])
   success, error = outcomes[0]['success'], outcomes[0]['error']
