@@ -29,6 +29,7 @@ from absl import app, flags, logging
 
 from experiments import artifacts, benchmark_cases, common, rivals
 from experiments.benchmark_cases import Case
+from internal_rl.analysis import speed
 from internal_rl.training.flops import matmul_flops
 
 _BATCHES = flags.DEFINE_list('batches', ['64', '1024'], 'Batch sizes.')
@@ -173,25 +174,6 @@ def makers_of(
   return makers
 
 
-def table(rows: list[Row]) -> str:
-  """Returns the rows as text, one a line."""
-  header = f'{"row":<18}{"batch":>7}{"per second":>13} {"unit":<12}{"call ms":>11}{"compile s":>11}'
-  lines = [header, '-' * len(header)]
-  for row in rows:
-    line = f'{row["row"]:<18}{row["batch"]:>7}'
-    if 'error' in row:
-      lines.append(f'{line}  failed: {row["error"]}')
-      continue
-    line += f'{row["per_second"]:>13,.0f} {row["unit"]:<12}{1e3 * row["seconds"]:>11.2f}'
-    line += f'{row["compile_seconds"]:>11.2f}'
-    if 'gflop_per_second' in row:
-      line += f'  {row["gflop_per_second"]:,.1f} GFLOP/s'
-    if 'behind' in row:
-      line += f'  {row["reference"]} is {row["behind"]:.2f} x as fast'
-    lines.append(line)
-  return '\n'.join(lines)
-
-
 def run(config: common.Config, batches: list[int], pattern: str) -> list[Row]:
   """Measures every group that `pattern` matches at every batch size, writing after each."""
   groups = [name for name in benchmark_cases.GROUPS if re.fullmatch(pattern, name)]
@@ -247,7 +229,7 @@ def main(argv: list[str]) -> None:
   # Otherwise a second run would read its programs from disk and call that compiling.
   jax.config.update('jax_enable_compilation_cache', False)
   rows = run(flags.FLAGS.config, [int(batch) for batch in _BATCHES.value], _ROWS.value)
-  print(table(rows))
+  print(speed.table(rows))
   if all('error' in row for row in rows):
     sys.exit(1)
 

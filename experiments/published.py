@@ -2,7 +2,8 @@
 
 `results/WORLD/PRESET/seed_N.json` are the runs of a preset. Those of `results/WORLD/PRESET/NAME/`
 differ from it in something: their internal RL is one more method beside the preset's own, and the
-rest of their numbers stand below the preset's under their name.
+rest of their numbers stand below the preset's under their name. `results/benchmark*.json` are
+speeds.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from typing import Any
 from absl import logging
 
 from experiments import artifacts
-from internal_rl.analysis import claims, drawings, report
+from internal_rl.analysis import claims, drawings, report, speed
 from internal_rl.analysis.claims import CLAIMS, Number, Run
 from internal_rl.analysis.report import Picture
 
@@ -40,7 +41,7 @@ def run(root: str | os.PathLike[str]) -> dict[str, Any]:
   readme = os.path.join(root, 'README.md')
   with open(readme) as file:
     text = file.read()
-  artifacts.write_bytes(readme, with_table(text, table(found)).encode())
+  artifacts.write_bytes(readme, with_table(text, written(root)).encode())
   logging.info('%s: %d presets, %d figures', readme, len(found), count)
   return {'presets': len(found), 'figures': count}
 
@@ -182,6 +183,27 @@ def table(found: Sequence[Preset]) -> str:
     rows = [(row, _shell(row, {})) for row in _ordered([])]
     return f'{NOTHING}\n\n{markdown(rows)}'
   return '\n\n'.join(preset.section() for preset in found)
+
+
+def written(root: str | os.PathLike[str]) -> str:
+  """Returns all that stands in the README between the markers."""
+  return '\n\n'.join([table(presets(root)), *speeds(root)])
+
+
+def speeds(root: str | os.PathLike[str]) -> list[str]:
+  """Returns a section for every file that `benchmark` left there."""
+  sections = []
+  for path in sorted(glob.glob(os.path.join(root, 'benchmark*.json'))):
+    with open(path) as file:
+      found = json.load(file)
+    name, config = os.path.basename(path), found['config']
+    made = f'commit {found["commit"]}, {found["device"]}, {found["cpus"]} CPU cores'
+    sections.append(
+      f'### Speed: {config["env"]["kind"]}, {config["preset"]}\n\n'
+      f'{report.sizes(config)}. [{name}]({name}): {made}, jax {found["jax"]}, '
+      f'{found["date"][:10]}.\n\n```\n{speed.table(found["rows"])}\n```'
+    )
+  return sections
 
 
 def with_table(text: str, found: str) -> str:

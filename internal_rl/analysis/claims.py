@@ -116,7 +116,7 @@ def rate(outcomes: Sequence[Mapping[str, Any]]) -> str:
   if not any(outcome['success'] for outcome in outcomes):
     return f'0 of {episodes} (below {3 / episodes:.1g} at 95 %{seeds})'
   if all(outcome['success'] == 1 for outcome in outcomes):
-    return f'{episodes} of {episodes} (above {1 - 3 / episodes:.3g} at 95 %{seeds})'
+    return f'{episodes} of {episodes} (fewer than {3 / episodes:.1g} fail, at 95 %{seeds})'
   if len(outcomes) > 1:
     return spread([outcome['success'] for outcome in outcomes])
   success, error = outcomes[0]['success'], outcomes[0]['error']

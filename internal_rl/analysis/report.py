@@ -79,21 +79,27 @@ class Picture:
     return str(Image.open(io.BytesIO(self.data)).format).lower()
 
 
-def scale(config: Mapping[str, Any]) -> str:
-  """Returns a sentence on how this run's scale compares with the paper's."""
-  env, model, reinforce = config['env'], config['model'], config['reinforce']
-  world = (
+def sizes(config: Mapping[str, Any]) -> str:
+  """Returns the sizes of a config's world and base model in words."""
+  env, model = config['env'], config['model']
+  return (
     f'{env["grid_size"]} × {env["grid_size"]} cells, {env["num_objects"]} colours, '
     f'{env["num_walls"]} {"wall" if env["num_walls"] == 1 else "walls"}; '
-    f'a {model["kind"]} of {model["num_blocks"]} blocks of width '
-    f'{model["width"]}; seeds of reinforcement learning: {reinforce["seeds"]}'
+    f'a {model["kind"]} of {model["num_blocks"]} blocks of width {model["width"]}'
   )
+
+
+def scale(config: Mapping[str, Any]) -> str:
+  """Returns a sentence on how this run's scale compares with the paper's."""
+  seeds = config['reinforce']['seeds']
+  world = f'{sizes(config)}; seeds of reinforcement learning: {seeds}'
   told = config['discover'].get('labelled_steps', 0)
   ceiling = f' Its metacontroller was told the true subgoals for {told} updates.' if told else ''
   if config['preset'] == 'paper':
     return f'The paper’s scale: {world} (the paper: 30).{ceiling}'
+  theirs = _PAPER[config['env']['kind']]
   return (
-    f'Preset “{config["preset"]}”: {world}. The paper’s world has {_PAPER[env["kind"]]}, its '
+    f'Preset “{config["preset"]}”: {world}. The paper’s world has {theirs}, its '
     f'curves 30 seeds: compare shapes and directions with it, not digits.{ceiling}'
   )
 

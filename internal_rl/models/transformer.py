@@ -158,7 +158,10 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _transposed(scores):
-  """Swaps the last two axes; on a CPU in memory, where XLA's products are four times slower else."""
+  """Swaps the last two axes.
+
+  On a CPU in memory: XLA's batched products of the transpose of something take four times as long.
+  """
   swap = lambda scores: jnp.swapaxes(scores, -1, -2)
   written = lambda scores: jax.lax.optimization_barrier(swap(scores))
   return jax.lax.platform_dependent(scores, cpu=written, default=swap)

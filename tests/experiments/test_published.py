@@ -79,7 +79,7 @@ def cells(text, claim):
 def test_the_table_in_the_repository_is_what_its_files_give():
   text = (ROOT / 'results' / 'README.md').read_text()
   presets = published.presets(ROOT / 'results')
-  assert published.with_table(text, published.table(presets)) == text
+  assert published.with_table(text, published.written(ROOT / 'results')) == text
   for preset in presets:
     folder = ROOT / 'results' / preset.folder / 'figures'
     assert {path.name for path in folder.iterdir()} == set(preset.pictures)
@@ -118,6 +118,38 @@ def test_a_variant_is_one_more_method_and_its_other_numbers_carry_its_name(text)
   assert cells(text, claim)[3] == '0.123'
   assert 'linear probe, layer 0 (forced)' not in text  # The preset's own.
   assert '--config.discover.gate=open' in text
+
+
+def test_speeds_that_were_measured_there_stand_below(tmp_path):
+  found = {
+    'config': artifacts.mapping(get_config('small')),
+    'commit': 'abc',
+    'device': 'gpu x 1',
+    'cpus': 16,
+    'jax': '0.9',
+    'date': '2026-01-02T03:04:05',
+    'rows': [
+      {'row': 'env_steps', 'batch': 64, 'error': 'MemoryError: too large'},
+      {
+        'row': 'navix',
+        'batch': 64,
+        'unit': 'steps',
+        'per_second': 2e6,
+        'seconds': 0.005,
+        'compile_seconds': 1.5,
+        'reference': 'env_steps',
+        'behind': 2.0,
+      },
+    ],
+  }
+  (tmp_path / 'benchmark_gpu.json').write_text(json.dumps(found))
+  (tmp_path / 'README.md').write_text(README)
+  published.run(tmp_path)
+  text = (tmp_path / 'README.md').read_text()
+  assert '### Speed: gridworld, small\n\n4 × 4 cells, 6 colours, 0 walls; a transformer' in text
+  assert 'commit abc, gpu x 1, 16 CPU cores, jax 0.9, 2026-01-02' in text
+  assert 'failed: MemoryError: too large' in text
+  assert '2,000,000 steps' in text and 'env_steps is 2.00 x as fast' in text
 
 
 def test_what_nobody_measured_is_said(text):
