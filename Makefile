@@ -30,7 +30,7 @@ bench: $(READY)  ## speed of the hot paths
 	$(BIN)/python -m experiments.benchmark $(ARGS)
 
 rivals: $(RIVALS)/xminigrid/ready $(RIVALS)/navix/ready $(RIVALS)/torch/ready  ## our speed beside other libraries'
-	$(BIN)/python -m experiments.benchmark --rivals=$(RIVALS) --rows='env_steps|pretrain' --out=results/benchmark_rivals.json $(ARGS)
+	$(BIN)/python -m experiments.benchmark --rivals=$(RIVALS) --rows='env_steps|pretrain' --out=runs/benchmark_rivals.json $(ARGS)
 
 clean:  ## remove environments and caches; runs/ and data/ stay
 	rm -rf $(VENV) $(RIVALS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,6 +1,7 @@
 """Speed of the hot paths, compilation apart from running, at the config's own shapes.
 
-  python -m experiments.benchmark --config=configs/gridworld.py:paper --out=results/benchmark.json
+  python -m experiments.benchmark --config=configs/gridworld.py:paper \
+    --out=results/benchmark_paper.json
   python -m experiments.benchmark --rows='decode|env_.*' --batches=64,1024 --seconds=10
   python -m experiments.benchmark --config=configs/ant.py:small --batches=1,16,128 \
     --rows='env_steps|internal_steps' --out=results/benchmark_ant.json
@@ -35,7 +36,7 @@ from internal_rl.training.flops import matmul_flops
 _BATCHES = flags.DEFINE_list('batches', ['64', '1024'], 'Batch sizes.')
 _ROWS = flags.DEFINE_string('rows', '.*', 'Groups of rows: a regex that matches the whole name.')
 _SECONDS = flags.DEFINE_float('seconds', 5.0, 'Time to measure each row for, compilation aside.')
-_OUT = flags.DEFINE_string('out', 'results/benchmark.json', 'Where to write.')
+_OUT = flags.DEFINE_string('out', 'runs/benchmark.json', 'Where to write.')
 _RIVALS = flags.DEFINE_string('rivals', '', "Directory of the rivals' environments; '' for none.")
 
 MIN_CALLS = 3

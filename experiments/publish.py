@@ -25,6 +25,7 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace the file of another 
 MAX_POINTS = 200
 DIGITS = 6
 RESERVED = ('figures', 'internal', 'raw')
+_COMMANDS = {'reinforce/internal': 'reinforce', 'reinforce/raw': 'reinforce --raw'}
 _ONCE = ('config', 'fingerprint', 'seed')  # Said once a run, not once a stage.
 _PER_MACHINE = ('seed', 'data.directory')
 
@@ -57,8 +58,8 @@ def record(
     config: the whole config.
     results: `result.json` by stage.
     variant: the run's name if it differs from its preset.
-    seconds: by command. Where they were not logged from the start it is said by stage, of which
-      only the last piece is known.
+    seconds: by command, as logged. Of a stage that was not logged, or only in part, no more is
+      known than how long its last piece took.
   """
   _require_same(config, results)
   if config.discover.labelled_steps and not variant:
@@ -69,8 +70,10 @@ def record(
   unique = lambda name: ', '.join(sorted({str(result[name]) for result in results.values()}))
   workdir = '_'.join(filter(None, [config.preset, variant, str(config.seed)]))
   own = [flag for flag in artifacts.config_flags(config) if not flag.startswith('--config.seed=')]
-  by_stage = {stage: result['seconds'] for stage, result in results.items()}
-  seconds = max(seconds or {}, by_stage, key=lambda found: sum(found.values()))
+  seconds = dict(seconds or {})
+  for stage, result in results.items():
+    command = _COMMANDS.get(stage, stage)
+    seconds[command] = max(seconds.get(command, 0.0), result['seconds'])
   stages = {
     stage: {name: value for name, value in result.items() if name not in _ONCE}
     for stage, result in results.items()
@@ -83,7 +86,7 @@ def record(
     'commit': unique('commit'),
     'device': unique('device'),
     'date': max(result['date'] for result in results.values()),
-    'seconds': compact(dict(seconds)),
+    'seconds': compact(seconds),
     'flags': own,  # Those of every seed.
     'command': artifacts.command(config, f'runs/{workdir}', 'pipeline'),
     'config': artifacts.mapping(config),

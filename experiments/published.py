@@ -41,7 +41,7 @@ def run(root: str | os.PathLike[str]) -> dict[str, Any]:
   readme = os.path.join(root, 'README.md')
   with open(readme) as file:
     text = file.read()
-  artifacts.write_bytes(readme, with_table(text, written(root)).encode())
+  artifacts.write_bytes(readme, with_table(text, written(root, found)).encode())
   logging.info('%s: %d presets, %d figures', readme, len(found), count)
   return {'presets': len(found), 'figures': count}
 
@@ -133,7 +133,12 @@ class Preset:
     own = of_world(_ordered(claims.numbers(self.runs)))
     rows = [(row, _shell(row, self.variants)) for row in own]
     for name, runs in self.others.items():
+      seeds = {record['seed'] for record in self.variants[name]}
+      # Of the base model alone a variant measures what the preset did; once is enough.
+      same = claims.numbers([r for r in self.runs if {s['seed'] for s in r.values()} <= seeds])
       for row in of_world(claims.numbers(runs)):
+        if row in same:
+          continue
         named = dataclasses.replace(row, claim=f'{row.claim} ({name})')
         rows.append((named, f'python -m experiments.{row.stage} ${_shell_name(name)}'))
     figures = [
@@ -185,9 +190,9 @@ def table(found: Sequence[Preset]) -> str:
   return '\n\n'.join(preset.section() for preset in found)
 
 
-def written(root: str | os.PathLike[str]) -> str:
-  """Returns all that stands in the README between the markers."""
-  return '\n\n'.join([table(presets(root)), *speeds(root)])
+def written(root: str | os.PathLike[str], found: Sequence[Preset]) -> str:
+  """Returns all that stands in the README between the markers; `found` are `root`'s presets."""
+  return '\n\n'.join([table(found), *speeds(root)])
 
 
 def speeds(root: str | os.PathLike[str]) -> list[str]:
@@ -197,11 +202,14 @@ def speeds(root: str | os.PathLike[str]) -> list[str]:
     with open(path) as file:
       found = json.load(file)
     name, config = os.path.basename(path), found['config']
-    made = f'commit {found["commit"]}, {found["device"]}, {found["cpus"]} CPU cores'
+    cores = f'{found["cpus"]} CPU {"core" if found["cpus"] == 1 else "cores"}'
+    versions = {'jax': found['jax']}
+    versions |= {row['row']: row['version'] for row in found['rows'] if 'version' in row}
     sections.append(
-      f'### Speed: {config["env"]["kind"]}, {config["preset"]}\n\n'
-      f'{report.sizes(config)}. [{name}]({name}): {made}, jax {found["jax"]}, '
-      f'{found["date"][:10]}.\n\n```\n{speed.table(found["rows"])}\n```'
+      f'### Speed: {config["env"]["kind"]}, {config["preset"]}, {name}\n\n'
+      f'{report.sizes(config)}. [{name}]({name}): commit {found["commit"]}, {found["device"]}, '
+      f'{cores}, {", ".join(map(" ".join, versions.items()))}, {found["date"][:10]}. Rows of one '
+      f'group took turns.\n\n```\n{speed.table(found["rows"])}\n```'
     )
   return sections
 

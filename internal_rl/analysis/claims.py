@@ -4,6 +4,7 @@ A run is the `result.json` of its stages, by stage. Several runs of one config d
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,14 +115,20 @@ def rate(outcomes: Sequence[Mapping[str, Any]]) -> str:
     return 'no episodes'
   seeds = f'; {len(outcomes)} seeds' if len(outcomes) > 1 else ''
   if not any(outcome['success'] for outcome in outcomes):
-    return f'0 of {episodes} (below {3 / episodes:.1g} at 95 %{seeds})'
+    return f'0 of {episodes} (below {_rounded_up(3 / episodes)} at 95 %{seeds})'
   if all(outcome['success'] == 1 for outcome in outcomes):
-    return f'{episodes} of {episodes} (fewer than {3 / episodes:.1g} fail, at 95 %{seeds})'
+    return f'{episodes} of {episodes} (failure below {_rounded_up(3 / episodes)} at 95 %{seeds})'
   if len(outcomes) > 1:
     return spread([outcome['success'] for outcome in outcomes])
   success, error = outcomes[0]['success'], outcomes[0]['error']
   digits = 3 if error >= 1e-3 else 5
   return f'{success:.{digits}f} ± {error:.{digits}f}'
+
+
+def _rounded_up(share: float) -> str:
+  """Returns a bound with one digit, which it is true of."""
+  digit = 10.0 ** math.floor(math.log10(share))
+  return f'{math.ceil(round(share / digit, 6)) * digit:.1g}'
 
 
 def numbers(runs: Sequence[Run]) -> list[Number]:

@@ -118,19 +118,23 @@ def _kl_sweep(results: list[Result], base_nll: list[float]) -> Picture:
 
 
 def _endings(results: Mapping[str, list[Result]]) -> Named:
-  ends = {}
+  ends, count = {}, {}
   for method, found in results.items():
     runs = [run['ends'] for result in found for run in best_runs(result) if 'ends' in run]
     if runs:
       names = sorted({name for run in runs for name in run})
       counts = lambda name, runs=runs: np.sum([run[name] for run in runs if name in run], 0)
       ends[method] = {name: counts(name).tolist() for name in names}
+      count[method] = len(runs)
   if ends:
     caption = (
-      'Episodes of the unseen task after reinforcement, all seeds together: how many colours they '
-      'visited, and what ended them.'
+      'Episodes of the unseen task after reinforcement: how many colours they visited, and what '
+      'ended them. Those of all runs of a method are counted together, however much runs differ.'
     )
-    yield 'endings', Picture(figures.png(figures.endings(ends)), 'Where episodes end', caption)
+    yield (
+      'endings',
+      Picture(figures.png(figures.endings(ends, count)), 'Where episodes end', caption),
+    )
 
 
 def _learning_curves(results: Mapping[str, list[Result]]) -> Picture:

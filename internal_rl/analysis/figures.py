@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[str, str, Any]] = {
   'compile': ('CompILE', ORANGE, (0, (5, 1))),
 }
 _SPARE = ((MUTED, (0, (1, 1))), (INK, (0, (3, 1, 1, 1))))
-_ENDS = {
+ENDS = {
   'success': GREEN,
   'wrong colour': RED,
   'time is up': ORANGE,
@@ -55,6 +55,7 @@ _ENDS = {
   'jumped too high': PINK,
   'walked into a wall': INK,
   'left the grid': MUTED,
+  'simulation blew up': '#56B4E9',
 }
 FEW = 10  # Seeds, up to which each is drawn.
 
@@ -326,20 +327,21 @@ def _by_alpha(axis, members: Sequence[Row], name: str, label: str, colour: str, 
 
 
 @_styled
-def endings(ends: Mapping[str, Mapping[str, Sequence[int]]]) -> Figure:
+def endings(ends: Mapping[str, Mapping[str, Sequence[int]]], runs: Mapping[str, int]) -> Figure:
   """Where episodes end, and why.
 
   Args:
     ends: for each method, for every ending how many episodes came to it after 0, 1, ... colours.
+    runs: for each method, of how many runs these are.
   """
   figure, axes = _panels(len(ends), width=3.6, sharey=True)
   for axis, (method, found) in zip(axes, ends.items(), strict=True):
     shares = np.array(list(found.values())) / max(sum(map(sum, found.values())), 1)
     below = np.cumsum(shares, 0) - shares
     for name, share, bottom in zip(found, shares, below, strict=True):
-      colour = _ENDS.get(name, '#56B4E9')
-      axis.bar(range(len(share)), share, bottom=bottom, color=colour, label=name)
-    axis.set(title=method_name(method), xlabel='colours visited')
+      axis.bar(range(len(share)), share, bottom=bottom, color=ENDS[name], label=name)
+    count = f'{runs[method]} run{"s" if runs[method] > 1 else ""}'
+    axis.set(title=f'{method_name(method)}, {count}', xlabel='colours visited')
     _integer_axis(axis.xaxis)
     axis.legend()
   axes[0].set_ylabel('share of episodes')

@@ -44,17 +44,21 @@ class Environment(Protocol):
     """Starts an episode of task `task` on a fresh layout; consumes `key`."""
     ...
 
+  def step(self, state: State, action: Shaped[Array, '*a']) -> tuple[State, TimeStep]:
+    """Takes one raw action."""
+    ...
+
   @property
   def endings(self) -> tuple[str, ...]:
-    """The ways in which an episode ends, in a word or two each."""
+    """The ways in which an episode ends, in a word or two each.
+
+    Of two at the same step an environment counts one: on the last step allowed, time is up even if
+    the colour was wrong.
+    """
     ...
 
   def ending(self, state: State) -> Int[Array, '']:
     """Returns which of `endings` it was, given the last state of an episode."""
-    ...
-
-  def step(self, state: State, action: Shaped[Array, '*a']) -> tuple[State, TimeStep]:
-    """Takes one raw action."""
     ...
 
 

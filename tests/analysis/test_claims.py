@@ -64,7 +64,9 @@ def test_a_rate_of_zero_is_reported_as_the_bound_it_is():
   assert claims.rate([never]) == '0 of 1000 (below 0.003 at 95 %)'
   assert claims.rate([never] * 3) == '0 of 3000 (below 0.001 at 95 %; 3 seeds)'
   always = {**never, 'success': 1.0}
-  assert claims.rate([always]) == '1000 of 1000 (fewer than 0.003 fail, at 95 %)'
+  assert claims.rate([always]) == '1000 of 1000 (failure below 0.003 at 95 %)'
+  # 3 / 2048 is more than 0.001.
+  assert claims.rate([{**never, 'episodes': 2048}]) == '0 of 2048 (below 0.002 at 95 %)'
   assert claims.rate([synthetic.outcome(0.5, 2500)]) == '0.500 ± 0.010'
   rare = {'success': 0.0004, 'error': 0.0002, 'episodes': 9}
   assert claims.rate([rare]) == '0.00040 ± 0.00020'

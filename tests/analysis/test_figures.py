@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from internal_rl.analysis import figures
+from internal_rl.envs.ant import Ant
+from internal_rl.envs.gridworld import Gridworld
 from tests.analysis import synthetic
 
 RESULTS = synthetic.results()
@@ -148,7 +150,7 @@ def test_endings_are_shares_of_each_methods_own_episodes_stacked_by_colours_visi
     'internal': {'success': [0, 0, 3], 'wrong colour': [1, 4, 0]},
     'raw': {'left the grid': [1, 0, 0], 'wrong colour': [1, 2, 0]},
   }
-  internal, raw = figures.endings(ends).axes
+  internal, raw = figures.endings(ends, {'internal': 3, 'raw': 1}).axes
   heights = lambda axis: {
     group.get_label(): [bar.get_height() for bar in group] for group in axis.containers
   }
@@ -157,6 +159,16 @@ def test_endings_are_shares_of_each_methods_own_episodes_stacked_by_colours_visi
   assert [bar.get_y() for bar in raw.containers[1]] == [1 / 4, 0, 0]
   colours = lambda axis: [group[0].get_facecolor() for group in axis.containers]
   assert colours(internal)[1] == colours(raw)[1] != colours(raw)[0]
+  assert [axis.get_title('left') for axis in (internal, raw)] == [
+    'internal RL, 3 runs',
+    'raw-action RL, 1 run',
+  ]
+
+
+@pytest.mark.parametrize('world', [Gridworld, Ant])
+def test_every_ending_has_a_colour_of_its_own(world):
+  colours = [figures.ENDS[name] for name in world.endings.fget(None)]
+  assert len(set(colours)) == len(colours)
 
 
 def test_methods_stay_apart_without_colour_and_unknown_ones_get_a_look_of_their_own():

@@ -79,7 +79,7 @@ def cells(text, claim):
 def test_the_table_in_the_repository_is_what_its_files_give():
   text = (ROOT / 'results' / 'README.md').read_text()
   presets = published.presets(ROOT / 'results')
-  assert published.with_table(text, published.written(ROOT / 'results')) == text
+  assert published.with_table(text, published.written(ROOT / 'results', presets)) == text
   for preset in presets:
     folder = ROOT / 'results' / preset.folder / 'figures'
     assert {path.name for path in folder.iterdir()} == set(preset.pictures)
@@ -138,6 +138,7 @@ def test_speeds_that_were_measured_there_stand_below(tmp_path):
         'seconds': 0.005,
         'compile_seconds': 1.5,
         'reference': 'env_steps',
+        'version': '0.7.1',
         'behind': 2.0,
       },
     ],
@@ -146,8 +147,8 @@ def test_speeds_that_were_measured_there_stand_below(tmp_path):
   (tmp_path / 'README.md').write_text(README)
   published.run(tmp_path)
   text = (tmp_path / 'README.md').read_text()
-  assert '### Speed: gridworld, small\n\n4 × 4 cells, 6 colours, 0 walls; a transformer' in text
-  assert 'commit abc, gpu x 1, 16 CPU cores, jax 0.9, 2026-01-02' in text
+  assert '### Speed: gridworld, small, benchmark_gpu.json\n\n4 × 4 cells, 6 colours' in text
+  assert 'commit abc, gpu x 1, 16 CPU cores, jax 0.9, navix 0.7.1, 2026-01-02' in text
   assert 'failed: MemoryError: too large' in text
   assert '2,000,000 steps' in text and 'env_steps is 2.00 x as fast' in text
 
@@ -222,7 +223,7 @@ def test_seeds_of_one_name_share_their_config(tmp_path):
   publish.write(tmp_path, record(1, 'nine_seeds', seeds=9))
 
 
-def test_time_is_that_of_every_piece_of_a_stage_if_all_were_logged(tmp_path):
+def test_time_is_that_of_every_piece_of_a_stage_as_far_as_it_was_logged(tmp_path):
   pieces = [('probe', 570.0), ('pretrain', 570.0), ('probe', 400.5), ('publish', 9.0)]
   rows = [json.dumps({'command': name, 'seconds': seconds}) + '\n' for name, seconds in pieces]
   (tmp_path / 'seconds.jsonl').write_text(''.join(rows))
@@ -230,9 +231,16 @@ def test_time_is_that_of_every_piece_of_a_stage_if_all_were_logged(tmp_path):
   assert logged == {'probe': 970.5, 'pretrain': 570.0}
   assert publish.seconds_by_command(str(tmp_path / 'elsewhere')) == {}
   results = made_with(config_of(0), synthetic.results())  # 90 seconds a stage.
-  assert publish.record(config_of(0), results, '', logged)['seconds'] == logged
-  partial = publish.record(config_of(0), results, '', {'probe': 100.0})['seconds']
-  assert partial == dict.fromkeys(results, 90.0)
+  seconds = lambda logged: publish.record(config_of(0), results, '', logged)['seconds']
+  unlogged = {
+    'reinforce': 90.0,
+    'reinforce --raw': 90.0,
+    **{stage: 90.0 for stage in results if '/' not in stage},
+  }
+  assert seconds(None) == unlogged
+  assert seconds(logged) == unlogged | logged
+  # What began before there was a log: at least as long as its last piece.
+  assert seconds({'probe': 80.0}) == unlogged
 
 
 def test_a_config_that_no_stage_had_is_not_published():

@@ -51,6 +51,11 @@ def test_episodes_that_blow_up_end_are_counted_and_poison_nothing():
   counts = {name: sum(by_colours) for name, by_colours in outcome['ends'].items()}
   assert counts['simulation blew up'] == outcome['diverged'] * 2 * BATCH
   assert sum(counts.values()) == 2 * BATCH
+  assert counts.get('success', 0) == outcome['success'] * 2 * BATCH
+  by_colours = np.array(list(outcome['ends'].values()))
+  assert by_colours.shape[1] == env.tasks.lengths.max() + 1
+  mean = (by_colours.sum(0) * np.arange(by_colours.shape[1])).sum() / (2 * BATCH)
+  np.testing.assert_allclose(mean, outcome['progress'], rtol=1e-6)
 
   def loss(params):
     log_prob, _ = raw_rl.evaluate(model, params, batch)
