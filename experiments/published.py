@@ -84,23 +84,27 @@ class Preset:
     variants: records by variant, '' for the preset itself.
     runs: of the preset itself, and of each variant its reinforcement as a method of its own.
     others: of each variant, what is neither that nor the preset's own: often nothing.
+    instead_of: what the preset itself measured in the stages of `others`.
   """
 
   def __init__(self, world: str, preset: str, variants: dict[str, Records]):
     self.title, self.folder, self.variants = f'{world}, {preset}', f'{world}/{preset}', variants
     self.runs: list[Run] = [as_run(record) for record in variants.get('', [])]
     self.others: dict[str, list[Run]] = {}
-    shared = {record['seed']: record['stages'] for record in variants.get('', [])}
+    self.instead_of: dict[str, list[Run]] = {}
+    shared = {record['seed']: as_run(record) for record in variants.get('', [])}
     for name, records in variants.items():
       if not name:
         continue
       for record in records:
         known = shared.get(record['seed'], {})
-        new = {s: r for s, r in as_run(record).items() if record['stages'][s] != known.get(s)}
+        new = {s: r for s, r in as_run(record).items() if _differs(r, known.get(s))}
         methods = {s: r for s, r in new.items() if s.startswith('reinforce/')}
         self.runs.append({_method(name, s): _renamed(name, s, r) for s, r in methods.items()})
         rest = {stage: result for stage, result in new.items() if stage not in methods}
         self.others.setdefault(name, []).append(rest)
+        own = {stage: result for stage, result in known.items() if stage in rest}
+        self.instead_of.setdefault(name, []).append(own)
 
   @functools.cached_property
   def pictures(self) -> dict[str, Picture]:
@@ -133,9 +137,8 @@ class Preset:
     own = of_world(_ordered(claims.numbers(self.runs)))
     rows = [(row, _shell(row, self.variants)) for row in own]
     for name, runs in self.others.items():
-      seeds = {record['seed'] for record in self.variants[name]}
       # Of the base model alone a variant measures what the preset did; once is enough.
-      same = claims.numbers([r for r in self.runs if {s['seed'] for s in r.values()} <= seeds])
+      same = of_world(claims.numbers(self.instead_of[name]))
       for row in of_world(claims.numbers(runs)):
         if row in same:
           continue
@@ -167,6 +170,11 @@ class Preset:
       f'- [{path}]({path}): commit {record["commit"]}, {record["device"]}, {record["date"][:10]}; '
       f'minutes: {minutes}'
     )
+
+
+def _differs(result: Record, other: Record | None) -> bool:
+  """Whether two results of one stage differ in more than their config."""
+  return other is None or {**result, 'config': other['config']} != other
 
 
 def _method(variant: str, stage: str) -> str:
