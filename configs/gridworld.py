@@ -221,7 +221,7 @@ def _quickstart(config: ConfigDict) -> None:
   )
   config.policy.update(initial_std=1.0)
   config.reinforce.update(
-    steps=32,
+    steps=30,
     batch=4096,
     clip_norm=0.0,
     schedule='constant',
@@ -232,9 +232,9 @@ def _quickstart(config: ConfigDict) -> None:
     max_decisions=16,
     epochs=1,
     minibatches=2,
-    eval_every=8,
+    eval_every=10,
     eval_batch=4096,
-    checkpoint_every=8,
+    checkpoint_every=10,
   )
   config.evaluate.update(episodes=4096, batch=2048, gains=(1.5,))
 
