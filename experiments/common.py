@@ -337,7 +337,7 @@ def success_rate(
   final = jax.tree.map(together, *(row.final for row in batches))
   stages, colours = final.progress.stage, int(env.tasks.lengths.max()) + 1
   outcome['progress'] = _mean(stages)
-  ends = np.asarray(jax.jit(jax.vmap(env.ending))(final))
+  ends = np.asarray(_endings_of(env)(final))
   outcome['ends'] = {
     name: np.bincount(stages[ends == i], minlength=colours).tolist()
     for i, name in enumerate(env.endings)
@@ -346,6 +346,11 @@ def success_rate(
   if hasattr(final, 'diverged'):
     outcome['diverged'] = _mean(final.diverged)
   return outcome
+
+
+@functools.lru_cache
+def _endings_of(env: Any) -> Callable[[Any], jax.Array]:
+  return jax.jit(jax.vmap(env.ending))  # Once a world, not once a measurement.
 
 
 def _mean(values: np.ndarray) -> float:
