@@ -337,7 +337,7 @@ def success_rate(
   final = jax.tree.map(together, *(row.final for row in batches))
   stages, colours = final.progress.stage, int(env.tasks.lengths.max()) + 1
   outcome['progress'] = _mean(stages)
-  ends = np.asarray(_endings_of(env)(final))
+  ends = np.asarray(_endings_of(env, final))
   outcome['ends'] = {
     name: np.bincount(stages[ends == i], minlength=colours).tolist()
     for i, name in enumerate(env.endings)
@@ -348,9 +348,9 @@ def success_rate(
   return outcome
 
 
-@functools.lru_cache
-def _endings_of(env: Any) -> Callable[[Any], jax.Array]:
-  return jax.jit(jax.vmap(env.ending))  # Once a world, not once a measurement.
+@functools.partial(jax.jit, static_argnums=0)
+def _endings_of(env: Environment, final: Any) -> jax.Array:
+  return jax.vmap(env.ending)(final)
 
 
 def _mean(values: np.ndarray) -> float:
