@@ -34,6 +34,7 @@ class Case:
     unit: what they are.
     details: what else a row says, from one call's output.
     jitted: False for a function of numpy arrays on the host.
+    updates: how many updates a call makes, one after another.
   """
 
   function: Callable[..., Any]
@@ -42,6 +43,7 @@ class Case:
   unit: str
   details: Callable[[Any], dict[str, Any]] = lambda output: {}
   jitted: bool = True
+  updates: int = 1
 
 
 Cases = dict[str, Case]
@@ -213,6 +215,7 @@ def pretrain_update(config: common.Config, batch: int) -> Cases:
       lambda key: (state, samples(jax.random.split(key, UPDATES))),
       UPDATES * batch * config.data.horizon,
       'transitions',
+      updates=UPDATES,
     )
 
   cases = {'pretrain': case('adamw')}

@@ -68,10 +68,14 @@ def costs(config: common.Config) -> dict[str, Cost]:
 
 
 def case_flops(config: common.Config, group: str, batch: int) -> float:
-  """Counts one of the benchmark's cases; loops that end early go on to the time limit."""
-  ((_, case),) = benchmark_cases.GROUPS[group](config, batch).items()
+  """Counts one update of the benchmark's case for this config, the last one of its group.
+
+  Loops that end early go on to the time limit.
+  """
+  *_, case = benchmark_cases.GROUPS[group](config, batch).values()
   inputs = jax.eval_shape(case.inputs, jax.random.key(0))
-  return matmul_flops(case.function, *inputs, trips=config.reinforce.time_limit)
+  flops = matmul_flops(case.function, *inputs, trips=config.reinforce.time_limit)
+  return flops / case.updates
 
 
 def _stream(config: common.Config, batch: int) -> tuple[SequenceModel, Any, Any]:

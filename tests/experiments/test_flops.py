@@ -22,6 +22,14 @@ def test_an_update_of_the_papers_base_model_is_three_forward_passes():
   assert counted == pytest.approx(3 * forward(1024 * HORIZON), rel=0.03)
 
 
+def test_an_update_counts_what_its_optimiser_multiplies():
+  config = get_config('small')
+  assert config.pretrain.optimiser == 'muon'
+  counted = flops.case_flops(config, 'pretrain', 2)
+  config.pretrain.optimiser = 'adamw'
+  assert counted > flops.case_flops(config, 'pretrain', 2)
+
+
 def test_a_stage_is_reckoned_from_its_updates_and_a_speed():
   table = flops.table({'probe': flops.Cost(update=3e12, updates=2000)}, tflops=20.0)
   assert '| `probe` | 3,000 | 2,000 | 6 | 5 |' in table
