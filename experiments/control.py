@@ -66,12 +66,13 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     return state_lib.apply_gradients(state, grads, tx), {'loss': loss}
 
   key = common.key_for(config, 'control', layer, 'train')
-  example = data.example()
-  params = controller.init(
-    common.key_for(config, 'control', layer, 'init'),
-    one_hot(example.subgoals),
-    lower(base, example),
-  )
+
+  @jax.jit
+  def init(key, base):
+    example = data.example()
+    return controller.init(key, one_hot(example.subgoals), lower(base, example))
+
+  params = init(common.key_for(config, 'control', layer, 'init'), base)
   state = loop.fit(
     update,
     state_lib.create(params, tx, key),
@@ -82,8 +83,13 @@ def _run_layer(config: common.Config, workdir: str, base, layer: int) -> dict[st
     fingerprint=artifacts.fingerprint(config, 'control', layer=layer) | data.fingerprint,
   )
   key_for = functools.partial(common.key_for, config, 'control', layer)
-  batch = data.batch(key_for('nll'), section.eval_batch, held_out)
-  loss = float(jax.jit(nll)(state.params, base, batch, lower(base, batch)))
+
+  @jax.jit
+  def held_out_nll(params, base, key, held_out):
+    batch = data.batch(key, section.eval_batch, held_out)
+    return nll(params, base, batch, lower(base, batch))
+
+  loss = float(held_out_nll(state.params, base, key_for('nll'), held_out))
   measure = functools.partial(_closed_loop, config, controller, state.params, base, layer)
   seen, unseen = (
     measure(env) for env in (common.environment(config), common.post_training_environment(config))

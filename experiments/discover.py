@@ -148,9 +148,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   base = None if section.base == 'random' else artifacts.base_params(config, workdir)
   # Strengths of one seed share initialisation and noise, so that they differ in alpha alone.
   keys = jnp.stack([common.key_for(config, 'discover', seed) for _, seed in members])
-  population = jax.vmap(functools.partial(create, config, tx, base))(
-    keys, jnp.array([alpha for alpha, _ in members])
-  )
+  members_of = jax.vmap(functools.partial(create, config, tx), in_axes=(None, 0, 0))
+  population = jax.jit(members_of)(base, keys, jnp.array([alpha for alpha, _ in members]))
 
   def update(population, base, keys, fed=None):
     batch = data.batch(jax.random.split(keys[0])[0], section.batch, fed)
@@ -175,7 +174,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     held_out=data.held_out(section.eval_batch),
     fingerprint=artifacts.fingerprint(config, 'discover') | data.fingerprint,
   )
-  params_of = lambda i: jax.tree.map(lambda x: x[i], population.params)
+  trained = jax.device_get(population.params)
+  params_of = lambda i: jax.tree.map(lambda x: x[i], trained)
   models = lambda i: models_of(config, params_of(i), base)
   rows = [
     {
@@ -318,7 +318,7 @@ def _prior_success(config: common.Config) -> Callable[[Frozen, str], dict[str, A
   env = common.post_training_environment(config)
   # A fresh policy of unit spread is the prior: its head starts at zero.
   policy = common.policy(config).clone(initial_std=1.0)
-  fresh = policy.init(jax.random.key(0), jnp.zeros((1, 1, config.model.width)))
+  fresh = jax.jit(policy.init)(jax.random.key(0), jnp.zeros((1, 1, config.model.width)))
   rollout = common.internal_rollout(config, env, policy)
   tasks = common.task_batch(env, config.evaluate.batch)
   episodes = jax.jit(lambda fresh, frozen, key: rollout(fresh, frozen, key, tasks))

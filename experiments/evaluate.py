@@ -64,9 +64,10 @@ def _floors(config: common.Config, workdir: str) -> dict[str, Any]:
   if common.learns_expert(config):
     return {}
   expert = common.expert(config)
-  episodes = expert.rollout(
-    common.key_for(config, 'evaluate'), config.evaluate.floor_episodes, config.data.horizon
+  rollout = jax.jit(
+    lambda key: expert.rollout(key, config.evaluate.floor_episodes, config.data.horizon)
   )
+  episodes = rollout(common.key_for(config, 'evaluate'))
   return dataclasses.asdict(bayes.floors(expert, episodes))
 
 

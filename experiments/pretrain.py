@@ -36,8 +36,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   data = artifacts.demonstrations(config, workdir)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
   key = common.key_for(config, 'pretrain', 'train')
-  shapes = data.example().inputs
-  state = state_lib.create(model.init(common.key_for(config, 'pretrain', 'init'), shapes), tx, key)
+  init = jax.jit(lambda key: model.init(key, data.example().inputs))
+  state = state_lib.create(init(common.key_for(config, 'pretrain', 'init')), tx, key)
 
   def update(state, frozen, key, fed=None):
     batch = data.batch(key, section.batch, fed)

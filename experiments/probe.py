@@ -27,8 +27,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
   residuals = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.residuals)
   key = common.key_for(config, 'probe', 'train')
-  example = residuals(base, data.example())
-  state = state_lib.create(probes.init(common.key_for(config, 'probe', 'init'), example), tx, key)
+  init = jax.jit(lambda key, base: probes.init(key, residuals(base, data.example())))
+  state = state_lib.create(init(common.key_for(config, 'probe', 'init'), base), tx, key)
 
   def update(state, base, key, fed=None):
     batch = data.batch(key, section.batch, fed)

@@ -92,7 +92,7 @@ def _internal(config: common.Config, workdir: str) -> Method:
   return Method(
     play=rollout,
     score=functools.partial(evaluate_codes, policy),
-    init=lambda key: policy.init(key, jnp.zeros((1, 1, config.model.width))),
+    init=jax.jit(lambda key: policy.init(key, jnp.zeros((1, 1, config.model.width)))),
     frozen=artifacts.discovered(config, workdir),
   )
 
