@@ -84,7 +84,7 @@ def discover(**kwargs) -> ConfigDict:
 
 
 def policy() -> ConfigDict:
-  """Table A16."""
+  """One Hawk block that reads the stream at decisions (App. C.5, Table A15)."""
   return ConfigDict(
     {'width': 256, 'mlp_width': 512, 'num_heads': 8, 'initial_std': 1.0, 'normalise': True}
   )

@@ -263,10 +263,13 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def commit() -> str:
-  """Returns the commit that runs, or 'unknown' outside a checkout."""
+  """Returns the commit that runs, or 'unknown' outside a checkout or without git."""
   here = os.path.dirname(os.path.abspath(__file__))
   git = ['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=12']
-  done = subprocess.run(git, capture_output=True, text=True, check=False)
+  try:
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+  except OSError:
+    return 'unknown'
   return done.stdout.strip() or 'unknown'
 
 

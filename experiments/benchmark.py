@@ -19,6 +19,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -71,6 +72,8 @@ class CompiledCase:
     output = jax.block_until_ready(self.compiled(*arguments))
     self.facts: Row = {'unit': case.unit, 'items': case.items, 'compile_seconds': seconds}
     self.facts |= case.details(output)
+    if case.updates > 1:
+      self.facts['updates'] = case.updates
     if case.jitted:
       self.facts['gflop'] = matmul_flops(case.function, *arguments) / 1e9
 
@@ -210,6 +213,7 @@ def write(config: common.Config, rows: list[Row]) -> None:
     'jax': jax.__version__,
     'commit': artifacts.commit(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': f'python -m experiments.benchmark {shlex.join(sys.argv[1:])}\n\n',
     'rows': rows,
     'config': json.loads(config.to_json_best_effort()),
   }

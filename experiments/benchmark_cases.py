@@ -251,25 +251,67 @@ def _internal(config: common.Config) -> tuple[Any, Params, Frozen]:
   return play, params, frozen
 
 
+@dataclasses.dataclass(frozen=True)
+class Recomputed:
+  """Stands in for a base model in a rollout: it carries what it read, and reads it all again.
+
+  Attributes:
+    model: the base model.
+    lengths: prefixes that are compiled; the shortest one that holds the past is read.
+  """
+
+  model: SequenceModel
+  lengths: tuple[int, ...]
+
+  def initial_carry(self, batch: int, max_length: int) -> Carry:
+    del max_length
+    past = jnp.zeros((batch, self.lengths[-1], self.model.width))
+    return Carry(lower=(), upper=(past, jnp.zeros((), jnp.int32)))
+
+  def apply(self, params: Params, carry: Any, x: jax.Array, method: Callable[..., Any]) -> Any:
+    if not carry:  # What observations look like is known from the first.
+      shape = (x.shape[0], self.lengths[-1], *x.shape[1:])
+      carry = jnp.zeros(shape, x.dtype), jnp.zeros((), jnp.int32)
+    past, time = carry
+    past = jax.lax.dynamic_update_index_in_dim(past, x, time, 1)
+    lower = method is SequenceModel.lower_step
+    whole = SequenceModel.lower if lower else SequenceModel.upper
+
+    def read(length: int):
+      found = lambda past: self.model.apply(params, past[:, :length], method=whole)
+      at_time = lambda x: jax.lax.dynamic_index_in_dim(x, time, 1, keepdims=False)
+      return lambda past: jax.tree.map(at_time, found(past))
+
+    which = jnp.searchsorted(jnp.array(self.lengths), time + 1)
+    return (past, time + 1), jax.lax.switch(which, [read(n) for n in self.lengths], past)
+
+
 def internal_steps(config: common.Config, batch: int) -> Cases:
   """Raw steps of internal RL: policy, decoder, upper blocks, environment, lower blocks, switch.
 
-  As in `env_steps`, what has ended goes on being stepped.
+  As in `env_steps`, what has ended goes on being stepped. In the second row the base model carries
+  nothing from step to step and reads the whole past again.
   """
   play, params, frozen = _internal(config)
   steps = min(play.env.time_limit, STEPS)
   tasks = common.task_batch(play.env, batch)
+  parts = np.array_split(np.arange(steps + 1), min(PREFIX_LENGTHS, steps))
 
-  def function(params, frozen, carry):
-    step = lambda carry, _: (play.step(params, frozen, carry), None)
-    return jax.lax.scan(step, carry, length=steps)[0]
+  def case(play) -> Case:
+    def function(params, frozen, carry):
+      step = lambda carry, _: (play.step(params, frozen, carry), None)
+      return jax.lax.scan(step, carry, length=steps)[0]
 
-  @jax.jit
-  def start(frozen, key):
-    return play.start(frozen, jax.random.split(key, batch), tasks)
+    @jax.jit
+    def start(frozen, key):
+      return play.start(frozen, jax.random.split(key, batch), tasks)
 
-  inputs = lambda key: (params, frozen, start(frozen, key))
-  return {'internal_steps': Case(function, inputs, steps * batch, 'steps')}
+    inputs = lambda key: (params, frozen, start(frozen, key))
+    return Case(function, inputs, steps * batch, 'steps')
+
+  lengths = tuple(int(part[-1]) + 1 for part in parts)
+  again = dataclasses.replace(play, model=Recomputed(play.model, lengths))
+  return {'internal_steps': case(play), 'internal_recompute': case(again)}
 
 
 def rollout(config: common.Config, batch: int) -> Cases:

@@ -174,7 +174,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     held_out=data.held_out(section.eval_batch),
     fingerprint=artifacts.fingerprint(config, 'discover') | data.fingerprint,
   )
-  trained = jax.device_get(population.params)
+  trained = jax.device_get(population.params)  # Or each slice would be a program to compile.
   params_of = lambda i: jax.tree.map(lambda x: x[i], trained)
   models = lambda i: models_of(config, params_of(i), base)
   rows = [

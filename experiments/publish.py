@@ -71,7 +71,8 @@ def record(
   workdir = '_'.join(filter(None, [config.preset, variant, str(config.seed)]))
   own = [flag for flag in artifacts.config_flags(config) if not flag.startswith('--config.seed=')]
   seconds = dict(seconds or {})
-  for stage, result in results.items():
+  # The pipeline's time is that of its stages.
+  for stage, result in ({} if 'pipeline' in seconds else results).items():
     command = _COMMANDS.get(stage, stage)
     seconds[command] = max(seconds.get(command, 0.0), result['seconds'])
   stages = {

@@ -84,27 +84,25 @@ class Preset:
     variants: records by variant, '' for the preset itself.
     runs: of the preset itself, and of each variant its reinforcement as a method of its own.
     others: of each variant, what is neither that nor the preset's own: often nothing.
-    instead_of: what the preset itself measured in the stages of `others`.
   """
 
   def __init__(self, world: str, preset: str, variants: dict[str, Records]):
     self.title, self.folder, self.variants = f'{world}, {preset}', f'{world}/{preset}', variants
     self.runs: list[Run] = [as_run(record) for record in variants.get('', [])]
     self.others: dict[str, list[Run]] = {}
-    self.instead_of: dict[str, list[Run]] = {}
     shared = {record['seed']: as_run(record) for record in variants.get('', [])}
     for name, records in variants.items():
       if not name:
         continue
       for record in records:
-        known = shared.get(record['seed'], {})
-        new = {s: r for s, r in as_run(record).items() if _differs(r, known.get(s))}
+        known, run = shared.get(record['seed'], {}), as_run(record)
+        new = {stage: result for stage, result in run.items() if _differs(result, known.get(stage))}
+        if 'pretrain' not in new:  # The preset has said all of its base model.
+          new = {stage: _of_metacontroller(result) for stage, result in new.items()}
         methods = {s: r for s, r in new.items() if s.startswith('reinforce/')}
         self.runs.append({_method(name, s): _renamed(name, s, r) for s, r in methods.items()})
         rest = {stage: result for stage, result in new.items() if stage not in methods}
         self.others.setdefault(name, []).append(rest)
-        own = {stage: result for stage, result in known.items() if stage in rest}
-        self.instead_of.setdefault(name, []).append(own)
 
   @functools.cached_property
   def pictures(self) -> dict[str, Picture]:
@@ -137,11 +135,7 @@ class Preset:
     own = of_world(_ordered(claims.numbers(self.runs)))
     rows = [(row, _shell(row, self.variants)) for row in own]
     for name, runs in self.others.items():
-      # Of the base model alone a variant measures what the preset did; once is enough.
-      same = of_world(claims.numbers(self.instead_of[name]))
       for row in of_world(claims.numbers(runs)):
-        if row in same:
-          continue
         named = dataclasses.replace(row, claim=f'{row.claim} ({name})')
         rows.append((named, f'python -m experiments.{row.stage} ${_shell_name(name)}'))
     figures = [
@@ -177,6 +171,12 @@ def _differs(result: Record, other: Record | None) -> bool:
   return other is None or {**result, 'config': other['config']} != other
 
 
+def _of_metacontroller(result: Record) -> dict[str, Any]:
+  """Returns a result without what it says of the base model alone."""
+  alone = ('floors', 'expert_success', 'base_success')
+  return {name: value for name, value in result.items() if name not in alone}
+
+
 def _method(variant: str, stage: str) -> str:
   """Returns the name of a variant's reinforcement among the preset's."""
   method = stage.split('/')[1]
@@ -203,6 +203,12 @@ def written(root: str | os.PathLike[str], found: Sequence[Preset]) -> str:
   return '\n\n'.join([table(found), *speeds(root)])
 
 
+_RIVALRY = (
+  '; the other grids are empty rooms of 8 x 8 cells whose ended episodes begin anew, and PyTorch '
+  'compiles nothing'
+)
+
+
 def speeds(root: str | os.PathLike[str]) -> list[str]:
   """Returns a section for every file that `benchmark` left there."""
   sections = []
@@ -217,7 +223,8 @@ def speeds(root: str | os.PathLike[str]) -> list[str]:
       f'### Speed: {config["env"]["kind"]}, {config["preset"]}, {name}\n\n'
       f'{report.sizes(config)}. [{name}]({name}): commit {found["commit"]}, {found["device"]}, '
       f'{cores}, {", ".join(map(" ".join, versions.items()))}, {found["date"][:10]}. Rows of one '
-      f'group took turns.\n\n```\n{speed.table(found["rows"])}\n```'
+      f'group took turns{_RIVALRY if len(versions) > 1 else ""}.'
+      f'\n\n```\n{found.get("command", "")}{speed.table(found["rows"])}\n```'
     )
   return sections
 

@@ -8,10 +8,14 @@ import tempfile
 _COMPILED = pathlib.Path(tempfile.gettempdir(), f'internal_rl-compiled-{os.getuid()}')
 _COMPILED.mkdir(mode=0o700, exist_ok=True)
 
-# Most of the tests' time is LLVM's, whose optimisation no test needs: a quarter of it in all.
-_XLA_FLAGS = f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'
+# Compiling is most of what tests do, and most of that are optimisations that none of them needs.
+# Workers inherit the flags and must not repeat them: where flags differ nothing is shared.
+_QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+_XLA_FLAGS = os.environ.get('XLA_FLAGS', '')
+if _QUICK not in _XLA_FLAGS:
+  _XLA_FLAGS = f'{_XLA_FLAGS} {_QUICK}'.strip()
 
-# In the environment, which jax reads when it is imported, so that child processes inherit it all.
+# In the environment, which jax reads when it starts, so that child processes inherit it all.
 os.environ |= {
   'JAX_PLATFORMS': 'cpu',
   'XLA_FLAGS': _XLA_FLAGS,

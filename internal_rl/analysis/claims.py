@@ -253,7 +253,10 @@ def _discover(results: list[Result]) -> list[Number]:
   every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
   named = spread(_pick(results, 'subgoal_decoded'))
   bound = '; '.join(filter(None, (chance, every)))
-  return [*rows, Number('Subgoal read linearly off the codes', named, bound)]
+  rows.append(Number('Subgoal read linearly off the codes', named, bound))
+  if drawn := _pick(results, 'prior_success'):
+    rows.append(Number('Unseen task: codes drawn from N(0, I)', rate(drawn), ''))
+  return rows
 
 
 def _evaluate(results: list[Result]) -> list[Number]:
@@ -276,6 +279,10 @@ def _evaluate(results: list[Result]) -> list[Number]:
         family = FAMILIES[results[0]['config']['env']['family']]
         bound += f', of {family.clone_success:.3g} for a clone of a perfect expert'
       rows.append(make(rate(_pick(found, 'post_training')), bound))
+  if cells := _pick(_pick(results, 'code_meaning'), 'goal_cell'):
+    often = f'{np.median(_pick(cells, "majority")):.3g} by naming the most frequent one'
+    text = "Cell of the subgoal's first colour read linearly off the codes"
+    rows.append(Number(text, spread(_pick(cells, 'accuracy')), often))
   return rows + _goal_codes(_pick(results, 'goal_code_success'))
 
 

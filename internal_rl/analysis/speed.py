@@ -5,16 +5,23 @@ from typing import Any
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns what `experiments.benchmark` measured as text, a row a line."""
-  header = f'{"row":<18}{"batch":>7}{"per second":>13} {"unit":<12}{"call ms":>11}{"compile s":>11}'
+  """Returns what `experiments.benchmark` measured as text, a row a line.
+
+  Speed is that of the median call. Where a call makes several updates, its milliseconds are those
+  of one.
+  """
+  header = (
+    f'{"row":<18}{"batch":>7}{"per second":>13} {"unit":<12}{"ms":>11}{"calls":>7}{"compile s":>11}'
+  )
   lines = [header, '-' * len(header)]
   for row in rows:
     line = f'{row["row"]:<18}{row["batch"]:>7}'
     if 'error' in row:
       lines.append(f'{line}  failed: {row["error"]}')
       continue
-    line += f'{row["per_second"]:>13,.0f} {row["unit"]:<12}{1e3 * row["seconds"]:>11.2f}'
-    line += f'{row["compile_seconds"]:>11.2f}'
+    milliseconds = 1e3 * row['seconds'] / row.get('updates', 1)
+    line += f'{row["per_second"]:>13,.0f} {row["unit"]:<12}{milliseconds:>11.2f}'
+    line += f'{row["calls"]:>7}{row["compile_seconds"]:>11.2f}'
     if 'gflop_per_second' in row:
       line += f'  {row["gflop_per_second"]:,.1f} GFLOP/s'
     if 'behind' in row:

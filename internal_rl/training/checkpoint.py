@@ -170,7 +170,8 @@ def restore_params(
 ) -> PyTree:
   """The parameters that a run, or `save_params`, left in `directory`.
 
-  If the checkpoint asked for cannot be read, the next older one is taken, with a warning.
+  If the checkpoint asked for cannot be read, the next older one is taken, with a warning; in place
+  of a run's best one, its latest.
 
   Args:
     directory: a run's workdir, or what `save_params` wrote.
@@ -230,19 +231,24 @@ def spec(leaf: Any) -> str:
 def _load(
   directory: str, which: str, expect: Mapping[str, Any] | None, hint: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Leaves and metadata of the newest good checkpoint of one kind."""
+  """Leaves and metadata of the newest good checkpoint of one kind, or of what may replace it."""
   if which not in _KINDS:
     raise ValueError(f"which={which!r}: must be 'best' or 'latest'")
-  folder = os.path.join(os.path.abspath(directory), which)
-  steps = _steps(folder)
-  if not steps:
-    raise FileNotFoundError(f'no checkpoint in {folder}; {hint}'.removesuffix('; '))
-  for step in steps:
-    loaded = _try_read(os.path.join(folder, str(step)), expect, partial=True)
+  folders = [os.path.join(os.path.abspath(directory), which)]
+  if which == 'best':  # Of a finished run it cannot be made again; its last state is next best.
+    folders.append(os.path.join(os.path.abspath(directory), 'latest'))
+  paths = [os.path.join(folder, str(step)) for folder in folders for step in _steps(folder)]
+  if not paths:
+    raise FileNotFoundError(f'no checkpoint in {folders[0]}; {hint}'.removesuffix('; '))
+  for path in paths:
+    loaded = _try_read(path, expect, partial=True)
     if loaded is not None:
+      if os.path.dirname(path) != folders[0]:
+        logging.warning('no checkpoint in %s can be read: taking %s in its place', folders[0], path)
       return loaded
   raise CheckpointError(
-    f'no checkpoint in {folder} can be read (steps {steps}); {hint or "make it again"}'
+    f'no checkpoint in {folders[0]} can be read (tried {", ".join(paths)}); '
+    f'{hint or "make it again"}'
   )
 
 

@@ -101,24 +101,26 @@ def test_an_episode_costs_the_bayes_predictor_the_tasks_entropy(env):
 
 
 @pytest.mark.parametrize(
-  ('env', 'length', 'bayes_nll', 'goal_nll', 'accuracy'),
+  ('env', 'rejected', 'length', 'longest', 'bayes_nll', 'goal_nll', 'accuracy'),
   [
-    (PAPER, 31.5, 0.258, 0.170, 0.858),
-    (ANT_GRID, 9.0, 0.444, 0.137, 0.665),
-    (WIDER, 10.9, 0.425, 0.171, 0.694),
+    (PAPER, 0.21, 31.5, 71, 0.258, 0.170, 0.858),
+    (ANT_GRID, 0.28, 9.0, 22, 0.444, 0.137, 0.665),
+    (WIDER, 0.09, 10.9, 27, 0.425, 0.171, 0.694),
   ],
 )
-def test_floors_are_the_known_ones(env, length, bayes_nll, goal_nll, accuracy):
+def test_floors_are_the_known_ones(env, rejected, length, longest, bayes_nll, goal_nll, accuracy):
   expert, episodes = rolled(env, 0.0, 600)
   got = bayes.floors(expert, episodes)
   # The known values come from 1500 episodes, so that their own errors are about half of these.
   for measured, error, known, rounding in (
+    (got.rejected_fraction, got.rejected_fraction_error, rejected, 0.005),
     (got.length_mean, got.length_mean_error, length, 0.05),
     (got.bayes_nll, got.bayes_nll_error, bayes_nll, 5e-4),
     (got.goal_nll, got.goal_nll_error, goal_nll, 5e-4),
     (got.subgoal_accuracy, got.subgoal_accuracy_error, accuracy, 5e-4),
   ):
     assert abs(measured - known) < 3.5 * 1.16 * error + rounding
+  assert 0.6 * longest < got.length_max < 1.3 * longest
 
 
 def test_an_epsilon_expert_is_harder_to_predict_and_narrow_integers_do_not_matter():

@@ -133,6 +133,18 @@ def test_decoding_with_a_cache_and_from_the_whole_past_is_the_same_work():
   np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-5)
 
 
+def test_a_rollout_that_reads_the_whole_past_again_takes_the_same_steps():
+  cases = benchmark_cases.internal_steps(get_config('smoke'), 8)
+  carried, again = (
+    jax.jit(case.function)(*case.inputs(jax.random.key(0))) for case in cases.values()
+  )
+  assert np.unique(carried.env.position).size > 1
+  np.testing.assert_array_equal(carried.env.position, again.env.position)
+  np.testing.assert_array_equal(carried.count, again.count)
+  np.testing.assert_allclose(carried.out.e, again.out.e, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(carried.out.z, again.out.z, rtol=1e-3, atol=1e-4)
+
+
 def test_the_ants_physics_rows_simulate_what_its_environment_does():
   config, key = ant.get_config('small'), jax.random.key(0)
   config.env.time_limit = 3

@@ -263,6 +263,18 @@ def test_damaged_parameters_are_an_error_rather_than_other_parameters(tmp_path):
     training.restore_params(str(tmp_path), hint='run: python -m x')
 
 
+@pytest.mark.parametrize('lose', [shutil.rmtree, lambda path: empty(files(path / '1/state/d')[0])])
+def test_in_place_of_a_lost_best_state_the_latest_is_taken_loudly(tmp_path, caplog, lose):
+  with training.Checkpoints(str(tmp_path), CONFIG) as checkpoints:
+    checkpoints.save(state(1), 1, kind='best', value=1.0)
+    checkpoints.save(state(2), 2)
+  assert toy.same(training.restore_params(str(tmp_path)), state(1).params)
+  assert not caplog.text
+  lose(tmp_path / 'best')
+  assert toy.same(training.restore_params(str(tmp_path)), state(2).params)
+  assert 'latest/2 in its place' in caplog.text
+
+
 def test_shipped_parameters_are_small_portable_and_replaced_whole(tmp_path):
   params = {'dense': {'kernel': jax.random.normal(jax.random.key(0), (300, 300))}}
   training.save_params(str(tmp_path), params, {'name': 'old'})

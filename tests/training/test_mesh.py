@@ -40,7 +40,7 @@ def results(process):
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('mesh')
-  flags = '--xla_force_host_platform_device_count=2'
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
   return results(start('measure', workdir, XLA_FLAGS=flags))
 
 
@@ -80,7 +80,6 @@ def test_two_processes_train_resume_and_save_as_one(tmp_path, measured):
     'SLURM_JOB_ID': '1',
     'SLURM_NTASKS': '2',
     'SLURM_STEP_NODELIST': 'localhost',
-    'XLA_FLAGS': '',
   }
   workers = [
     start('join', tmp_path, **cluster, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
