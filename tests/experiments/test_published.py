@@ -128,6 +128,7 @@ def test_speeds_that_were_measured_there_stand_below(tmp_path):
     'cpus': 16,
     'jax': '0.9',
     'date': '2026-01-02T03:04:05',
+    'command': 'python -m experiments.benchmark --rows=env_steps\n\n',
     'rows': [
       {'row': 'env_steps', 'batch': 64, 'error': 'MemoryError: too large'},
       {
@@ -136,6 +137,8 @@ def test_speeds_that_were_measured_there_stand_below(tmp_path):
         'unit': 'steps',
         'per_second': 2e6,
         'seconds': 0.005,
+        'updates': 4,
+        'calls': 77,
         'compile_seconds': 1.5,
         'reference': 'env_steps',
         'version': '0.7.1',
@@ -150,7 +153,25 @@ def test_speeds_that_were_measured_there_stand_below(tmp_path):
   assert '### Speed: gridworld, small, benchmark_gpu.json\n\n4 × 4 cells, 6 colours' in text
   assert 'commit abc, gpu x 1, 16 CPU cores, jax 0.9, navix 0.7.1, 2026-01-02' in text
   assert 'failed: MemoryError: too large' in text
-  assert '2,000,000 steps' in text and 'env_steps is 2.00 x as fast' in text
+  assert 'python -m experiments.benchmark --rows=env_steps' in text
+  line = next(line for line in text.splitlines() if line.startswith('navix'))
+  assert line.split()[2:6] == ['2,000,000', 'steps', '1.25', '77']
+  assert 'env_steps is 2.00 x as fast' in line
+
+
+@pytest.mark.parametrize('retrained', [False, True])
+def test_of_its_base_model_a_variant_says_only_what_the_preset_does_not(tmp_path, retrained):
+  def change(results):
+    forced(results)
+    results['evaluate'] = {**results['evaluate'], 'missing': ['another episode']}
+    if retrained:
+      results['pretrain'] = {**results['pretrain'], 'nll': 0.5}
+
+  publish.write(tmp_path, record(0))
+  publish.write(tmp_path, record(0, 'forced', change, gate='open'))
+  text = published.table(published.presets(tmp_path))
+  assert text.count('codes of a demonstration replayed') == 2
+  assert text.count('actions sampled from the base model') == 1 + retrained
 
 
 def test_what_nobody_measured_is_said(text):
@@ -241,6 +262,8 @@ def test_time_is_that_of_every_piece_of_a_stage_as_far_as_it_was_logged(tmp_path
   assert seconds(logged) == unlogged | logged
   # What began before there was a log: at least as long as its last piece.
   assert seconds({'probe': 80.0}) == unlogged
+  # The pipeline's time has that of all stages in it.
+  assert seconds({'pipeline': 700.0}) == {'pipeline': 700.0}
 
 
 def test_a_config_that_no_stage_had_is_not_published():
