@@ -232,6 +232,7 @@ def main(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
       sys.exit(f'All rows are left out: {error}')
   rivals.keep_memory()
+  common.prefer_quick_kernels()
   # Otherwise a second run would read its programs from disk and call that compiling.
   jax.config.update('jax_enable_compilation_cache', False)
   rows = run(flags.FLAGS.config, [int(batch) for batch in _BATCHES.value], _ROWS.value)

@@ -9,7 +9,8 @@ _COMPILED = pathlib.Path(tempfile.gettempdir(), f'internal_rl-compiled-{os.getui
 _COMPILED.mkdir(mode=0o700, exist_ok=True)
 
 # Compiling is most of what tests do, and most of that are optimisations that none of them needs.
-# Workers inherit the flags and must not repeat them: where flags differ nothing is shared.
+# The second flag is that of `experiments.common`. Workers inherit both and must not repeat them:
+# where flags differ nothing is shared.
 _QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 _XLA_FLAGS = os.environ.get('XLA_FLAGS', '')
 if _QUICK not in _XLA_FLAGS:
