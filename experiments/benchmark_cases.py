@@ -18,7 +18,7 @@ from internal_rl.metacontroller.metacontroller import Metacontroller
 from internal_rl.models.sequence_model import Carry, SequenceModel
 from internal_rl.rl import learner
 from internal_rl.rl.internal_env import Frozen
-from internal_rl.rl.rollout import Decisions
+from internal_rl.rl.rollout import Decisions, InternalRollout
 from internal_rl.training import state as state_lib
 from internal_rl.types import Key, Params, Trajectories
 
@@ -257,33 +257,30 @@ class Recomputed:
 
   Attributes:
     model: the base model.
-    lengths: prefixes that are compiled; the shortest one that holds the past is read.
+    capacity: observations of a whole episode.
+    length: how many of them it reads, those to come as zeros, which nothing before them sees.
   """
 
   model: SequenceModel
-  lengths: tuple[int, ...]
+  capacity: int
+  length: int
 
   def initial_carry(self, batch: int, max_length: int) -> Carry:
     del max_length
-    past = jnp.zeros((batch, self.lengths[-1], self.model.width))
+    past = jnp.zeros((batch, self.capacity, self.model.width))
     return Carry(lower=(), upper=(past, jnp.zeros((), jnp.int32)))
 
   def apply(self, params: Params, carry: Any, x: jax.Array, method: Callable[..., Any]) -> Any:
     if not carry:  # What observations look like is known from the first.
-      shape = (x.shape[0], self.lengths[-1], *x.shape[1:])
+      shape = (x.shape[0], self.capacity, *x.shape[1:])
       carry = jnp.zeros(shape, x.dtype), jnp.zeros((), jnp.int32)
     past, time = carry
     past = jax.lax.dynamic_update_index_in_dim(past, x, time, 1)
     lower = method is SequenceModel.lower_step
     whole = SequenceModel.lower if lower else SequenceModel.upper
-
-    def read(length: int):
-      found = lambda past: self.model.apply(params, past[:, :length], method=whole)
-      at_time = lambda x: jax.lax.dynamic_index_in_dim(x, time, 1, keepdims=False)
-      return lambda past: jax.tree.map(at_time, found(past))
-
-    which = jnp.searchsorted(jnp.array(self.lengths), time + 1)
-    return (past, time + 1), jax.lax.switch(which, [read(n) for n in self.lengths], past)
+    found = self.model.apply(params, past[:, : self.length], method=whole)
+    at_time = lambda x: jax.lax.dynamic_index_in_dim(x, time, 1, keepdims=False)
+    return (past, time + 1), jax.tree.map(at_time, found)
 
 
 def internal_steps(config: common.Config, batch: int) -> Cases:
@@ -295,23 +292,27 @@ def internal_steps(config: common.Config, batch: int) -> Cases:
   play, params, frozen = _internal(config)
   steps = min(play.env.time_limit, STEPS)
   tasks = common.task_batch(play.env, batch)
-  parts = np.array_split(np.arange(steps + 1), min(PREFIX_LENGTHS, steps))
 
-  def case(play) -> Case:
+  def case(parts: list[tuple[InternalRollout, int]]) -> Case:
     def function(params, frozen, carry):
-      step = lambda carry, _: (play.step(params, frozen, carry), None)
-      return jax.lax.scan(step, carry, length=steps)[0]
+      for play, count in parts:
+        step = lambda carry, _, play=play: (play.step(params, frozen, carry), None)
+        carry, _ = jax.lax.scan(step, carry, length=count)
+      return carry
 
     @jax.jit
     def start(frozen, key):
-      return play.start(frozen, jax.random.split(key, batch), tasks)
+      return parts[0][0].start(frozen, jax.random.split(key, batch), tasks)
 
     inputs = lambda key: (params, frozen, start(frozen, key))
     return Case(function, inputs, steps * batch, 'steps')
 
-  lengths = tuple(int(part[-1]) + 1 for part in parts)
-  again = dataclasses.replace(play, model=Recomputed(play.model, lengths))
-  return {'internal_steps': case(play), 'internal_recompute': case(again)}
+  again = []
+  for times in np.array_split(np.arange(steps), min(PREFIX_LENGTHS, steps)):
+    # The last of these steps ends by reading the observation after it.
+    model: Any = Recomputed(play.model, steps + 1, int(times[-1]) + 2)
+    again.append((dataclasses.replace(play, model=model), len(times)))
+  return {'internal_steps': case([(play, steps)]), 'internal_recompute': case(again)}
 
 
 def rollout(config: common.Config, batch: int) -> Cases:

@@ -29,13 +29,17 @@ BINARIES = ('pretrain', 'probe', 'control', 'discover', 'reinforce', 'reinforce 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """Every stage by its own binary, then the pipeline: the workdir, and what the last says."""
+  """Every stage by its own binary, then the pipeline.
+
+  Returns the workdir, what the pipeline says, and what `discover` had written before it.
+  """
   path = tmp_path_factory.mktemp('smoke')
   for command in (*BINARIES, 'pipeline'):
+    before = result(path, 'discover') if command == 'pipeline' else None
     stage, *flags = command.split()
     done = launch(stage, path, *flags)
     assert done.returncode == 0, done.stderr[-4000:]
-  return path, done.stderr
+  return path, done.stderr, before
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +72,9 @@ def test_results_say_how_to_make_them_again(workdir):
 
 
 def test_the_pipeline_skips_stages_that_are_finished(run):
-  assert run[1].count('finished before, skipped') == len(BINARIES)
+  path, said, before = run
+  assert said.count('finished before, skipped') == len(BINARIES) == 7
+  assert result(path, 'discover') == before
 
 
 def test_a_finished_run_is_published_and_drawn(workdir, tmp_path):
