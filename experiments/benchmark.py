@@ -213,7 +213,7 @@ def write(config: common.Config, rows: list[Row]) -> None:
     'jax': jax.__version__,
     'commit': artifacts.commit(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'command': f'python -m experiments.benchmark {shlex.join(sys.argv[1:])}\n\n',
+    'command': f'python -m experiments.benchmark {shlex.join(sys.argv[1:])}',
     'rows': rows,
     'config': json.loads(config.to_json_best_effort()),
   }
@@ -232,7 +232,7 @@ def main(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
       sys.exit(f'All rows are left out: {error}')
   rivals.keep_memory()
-  common.prefer_quick_kernels()
+  common.prefer_quick_kernels(flags.FLAGS.config)
   # Otherwise a second run would read its programs from disk and call that compiling.
   jax.config.update('jax_enable_compilation_cache', False)
   rows = run(flags.FLAGS.config, [int(batch) for batch in _BATCHES.value], _ROWS.value)

@@ -69,7 +69,7 @@ def main(run: Run, instead: str = '') -> None:
     if len(argv) > 1:
       raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     logging.get_absl_handler().addFilter(_is_ours)
-    prefer_quick_kernels()
+    prefer_quick_kernels(_CONFIG.value)
     started = time.time()
     try:
       run(_CONFIG.value, _WORKDIR.value)
@@ -80,14 +80,19 @@ def main(run: Run, instead: str = '') -> None:
   app.run(start)
 
 
-def prefer_quick_kernels() -> None:
+def prefer_quick_kernels(config: Config) -> None:
   """Tells XLA, which must not have started yet, how to compile for a CPU; nothing else changes.
 
   Without its fusion emitters these programs compile in half of the time, and run a fifth faster.
+  Its products by YNNPACK suit small models; a model as wide as the paper's is trained a tenth
+  faster with Eigen's. What XLA_FLAGS already says stays as it is.
   """
-  given, name = os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters'
-  if name not in given:
-    os.environ['XLA_FLAGS'] = f'{given} {name}=false'.strip()
+  given = os.environ.get('XLA_FLAGS', '')
+  flags_to_add = {'--xla_cpu_use_fusion_emitters': 'false'}
+  if config.model.width >= 256:
+    flags_to_add['--xla_cpu_experimental_ynn_fusion_type'] = '-individual_dot'
+  added = [f'{name}={value}' for name, value in flags_to_add.items() if name not in given]
+  os.environ['XLA_FLAGS'] = ' '.join([given, *added]).strip()
 
 
 def _log_seconds(workdir: str, seconds: float) -> None:

@@ -217,6 +217,7 @@ def speeds(root: str | os.PathLike[str]) -> list[str]:
       found = json.load(file)
     name, config = os.path.basename(path), found['config']
     cores = f'{found["cpus"]} CPU {"core" if found["cpus"] == 1 else "cores"}'
+    command = f'{found["command"].strip()}\n\n' if 'command' in found else ''
     versions = {'jax': found['jax']}
     versions |= {row['row']: row['version'] for row in found['rows'] if 'version' in row}
     sections.append(
@@ -224,7 +225,7 @@ def speeds(root: str | os.PathLike[str]) -> list[str]:
       f'{report.sizes(config)}. [{name}]({name}): commit {found["commit"]}, {found["device"]}, '
       f'{cores}, {", ".join(map(" ".join, versions.items()))}, {found["date"][:10]}. Rows of one '
       f'group took turns{_RIVALRY if len(versions) > 1 else ""}.'
-      f'\n\n```\n{found.get("command", "")}{speed.table(found["rows"])}\n```'
+      f'\n\n```\n{command}{speed.table(found["rows"])}\n```'
     )
   return sections
 

@@ -1,5 +1,6 @@
 """The wiring from config to objects."""
 
+import os
 import subprocess
 import sys
 
@@ -93,3 +94,26 @@ def test_lengths_that_do_not_fit_are_refused_by_field(field, value, message):
   config.expert[field] = value
   with pytest.raises(ValueError, match=message):
     common.fit_config(config, 'expert')
+
+
+@pytest.mark.parametrize(
+  ('preset', 'given', 'expected'),
+  [
+    ('small', '', '--xla_cpu_use_fusion_emitters=false'),
+    (
+      'paper',
+      '',
+      '--xla_cpu_use_fusion_emitters=false --xla_cpu_experimental_ynn_fusion_type=-individual_dot',
+    ),
+    (
+      'paper',
+      '--xla_cpu_use_fusion_emitters=true --xla_dump_to=dump',
+      '--xla_cpu_use_fusion_emitters=true --xla_dump_to=dump '
+      '--xla_cpu_experimental_ynn_fusion_type=-individual_dot',
+    ),
+  ],
+)
+def test_kernels_are_chosen_by_width_unless_the_user_chose(monkeypatch, preset, given, expected):
+  monkeypatch.setenv('XLA_FLAGS', given)
+  common.prefer_quick_kernels(gridworld.get_config(preset))
+  assert os.environ['XLA_FLAGS'] == expected

@@ -128,7 +128,7 @@ def test_speeds_that_were_measured_there_stand_below(tmp_path):
     'cpus': 16,
     'jax': '0.9',
     'date': '2026-01-02T03:04:05',
-    'command': 'python -m experiments.benchmark --rows=env_steps\n\n',
+    'command': 'python -m experiments.benchmark --rows=env_steps',
     'rows': [
       {'row': 'env_steps', 'batch': 64, 'error': 'MemoryError: too large'},
       {
