@@ -118,6 +118,8 @@ def _paper() -> ConfigDict:
     checkpoint_every=2000,
   )
   config.pretrain.observation_weight = 10.0  # lambda of Eq. 5
+  # Updates after which the model is kept, to be probed.
+  config.pretrain.milestones = (3200, 12_800, 51_200)
   config.probe = stage.section(steps=8000, batch=512, learning_rate=1e-3, updates_per_call=20)
   config.control = stage.section(
     steps=3200, batch=256, learning_rate=3e-4, weight_decay=0.03, updates_per_call=20
@@ -178,6 +180,7 @@ def _small(config: ConfigDict) -> None:
     eval_every=500,
     eval_batch=128,
     checkpoint_every=500,
+    milestones=(500, 1000, 2000),
   )
   config.probe.update(steps=1000, batch=32, learning_rate=3e-3, eval_batch=256)
   config.control.update(
@@ -234,6 +237,7 @@ def _smoke(config: ConfigDict) -> None:
   tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
   for name in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
     config[name].update(tiny, warmup_steps=1)
+  config.pretrain.milestones = (2,)
   config.control.update(layers=(1,))
   config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
   config.reinforce.update(

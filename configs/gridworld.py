@@ -76,6 +76,8 @@ def _paper() -> ConfigDict:
     checkpoint_every=2000,
   )
   config.pretrain.observation_weight = 0.01  # lambda of Eq. 5
+  # Updates after which the model is kept, to be probed (Fig. A1).
+  config.pretrain.milestones = (4000, 16_000, 64_000, 128_000)
   config.probe = stage.section(steps=8000, batch=512, learning_rate=1e-3)
   config.control = stage.section(steps=3200, batch=512, learning_rate=1e-3, weight_decay=0.03)
   config.control.kind = 'low_rank'
@@ -133,6 +135,7 @@ def _small(config: ConfigDict) -> None:
     checkpoint_every=2000,
     # Without it the model forgets colours on the way up, and is late to learn what they are for.
     observation_weight=0.05,
+    milestones=(1000, 2000, 4000, 8000, 16_000),
   )
   config.probe.update(steps=1000, batch=128, learning_rate=3e-3)
   # The base model knows which pair never follows which. To overrule it controllers must become
@@ -193,7 +196,7 @@ def _quickstart(config: ConfigDict) -> None:
   config.env.update(grid_size=3, num_objects=4, num_walls=0, time_limit=24, family='ant')
   config.data.update(horizon=16)
   config.model.update(controlled_layer=2)
-  config.pretrain.update(steps=4000, eval_every=1000, checkpoint_every=1000)
+  config.pretrain.update(steps=4000, eval_every=1000, checkpoint_every=1000, milestones=())
   config.probe.update(steps=300)
   config.control.update(
     steps=800,
@@ -247,6 +250,7 @@ def _smoke(config: ConfigDict) -> None:
   tiny = dict(steps=4, batch=8, updates_per_call=2, eval_every=2, eval_batch=8, checkpoint_every=2)
   for name in ('pretrain', 'probe', 'control', 'discover', 'reinforce'):
     config[name].update(tiny, warmup_steps=1)
+  config.pretrain.milestones = (2,)
   config.control.update(layers=(0, 1), gains=(2.0,))
   config.discover.update(alphas=(0.1, 0.2), alpha_delay=1, alpha_ramp=2, hard_steps=2)
   config.reinforce.update(minibatches=2, epochs=2)

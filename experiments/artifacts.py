@@ -38,7 +38,14 @@ SECTIONS = {
 }
 # May change between runs: how often and how closely to look, and where data are; a stage that is
 # under way knows its store by the checksum.
-_FREE = {'checkpoint_every', 'eval_every', 'eval_batch', 'updates_per_call', 'tolerances'}
+_FREE = {
+  'checkpoint_every',
+  'eval_every',
+  'eval_batch',
+  'milestones',
+  'updates_per_call',
+  'tolerances',
+}
 _FREE_OF_DATA = {'directory', 'episodes', 'episodes_per_shard', 'collect_batch'}
 # Stages with success rates.
 _MEASURED = {'control', 'discover', 'reinforce/internal', 'reinforce/raw', 'evaluate'}
@@ -154,10 +161,18 @@ def demonstrations(config: Config, workdir: str, clean: bool = False) -> Demonst
     raise FileNotFoundError(f'{error}; run: {again}') from error
 
 
-def base_params(config: Config, workdir: str) -> Params:
-  """Restores the pretrained model, or says which command makes it."""
+def base_params(config: Config, workdir: str, milestone: int | None = None) -> Params:
+  """Restores the pretrained model, or says which command makes it.
+
+  Args:
+    config: the whole config.
+    workdir: of the run.
+    milestone: updates after which it is wanted, one of `pretrain.milestones`; None for the best.
+  """
   return checkpoint.restore_params(
     stage_dir(workdir, 'pretrain'),
+    which='best' if milestone is None else 'milestone',
+    step=milestone,
     expect=fingerprint(config, 'pretrain'),
     hint='run: ' + command(config, workdir, 'pretrain'),
   )

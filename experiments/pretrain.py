@@ -86,7 +86,13 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   state = loop.fit(
     update,
     state,
-    common.fit_config(config, 'pretrain', best_metric='nll', progress_metrics=('nll',)),
+    common.fit_config(
+      config,
+      'pretrain',
+      best_metric='nll',
+      progress_metrics=('nll',),
+      milestones=tuple(section.milestones),
+    ),
     directory,
     evaluate=evaluate,
     feed=data.feed(config.seed, section.batch),

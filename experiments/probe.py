@@ -14,21 +14,23 @@ from internal_rl.analysis import bayes
 from internal_rl.control import probe
 from internal_rl.metacontroller.loss import masked_mean
 from internal_rl.models.sequence_model import SequenceModel
-from internal_rl.training import loop
+from internal_rl.training import checkpoint, loop
 from internal_rl.training import state as state_lib
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
-  """Trains a probe for every layer at once; reports accuracies beside what can be known."""
+  """Trains a probe for every layer at once; reports accuracies beside what can be known.
+
+  The base models that pretraining kept on its way are probed alike, for Fig. A1.
+  """
   started, section = time.time(), config.probe
   data = artifacts.demonstrations(config, workdir)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
-  base = artifacts.base_params(config, workdir)
+  pretrained = artifacts.base_params(config, workdir)
   probes = probe.LayerProbes(model.num_blocks + 1, len(expert.env.family.subgoals))
   residuals = lambda base, batch: model.apply(base, batch.inputs, method=SequenceModel.residuals)
   key = common.key_for(config, 'probe', 'train')
   init = jax.jit(lambda key, base: probes.init(key, residuals(base, data.example())))
-  state = state_lib.create(init(common.key_for(config, 'probe', 'init'), base), tx, key)
 
   def update(state, base, key, fed=None):
     batch = data.batch(key, section.batch, fed)
@@ -66,21 +68,37 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     return {name: row[name] for name in ('accuracy', 'bayes_accuracy') if name in row}
 
   held_out = data.held_out(section.eval_batch)
-  directory = artifacts.stage_dir(workdir, 'probe')
-  state = loop.fit(
-    update,
-    state,
-    common.fit_config(config, 'probe'),
-    directory,
-    frozen=base,
-    evaluate=evaluate,
-    feed=data.feed(config.seed, section.batch),
-    held_out=held_out,
-    fingerprint=artifacts.fingerprint(config, 'probe') | data.fingerprint,
-  )
-  final = jax.jit(measure)(state, base, common.key_for(config, 'probe', 'final'), held_out)
+  measured, final_key = jax.jit(measure), common.key_for(config, 'probe', 'final')
+
+  def train(base, *name):
+    """Returns what the probes of one base model reach."""
+    params = init(common.key_for(config, 'probe', 'init'), base)
+    state = loop.fit(
+      update,
+      state_lib.create(params, tx, key),
+      common.fit_config(config, 'probe'),
+      artifacts.stage_dir(workdir, 'probe', *name),
+      frozen=base,
+      evaluate=evaluate,
+      feed=data.feed(config.seed, section.batch),
+      held_out=held_out,
+      fingerprint=artifacts.fingerprint(config, 'probe') | data.fingerprint,
+    )
+    return measured(state, base, final_key, held_out)
+
+  final = train(pretrained)
   best = {'best_accuracy': final['accuracy'].max(), 'best_layer': final['accuracy'].argmax()}
-  return artifacts.write_result(config, workdir, 'probe', {**best, **final}, started)
+  values = {**best, **final}
+  directory = artifacts.stage_dir(workdir, 'pretrain')
+  # Those that lie there, which a shipped base model lacks, rather than those that the config names.
+  if kept := checkpoint.milestones(directory):
+    bases = (artifacts.base_params(config, workdir, milestone=step) for step in kept)
+    rows = [train(base, f'milestone_{step}') for step, base in zip(kept, bases, strict=True)]
+    values['milestones'] = {
+      'steps': [*kept, checkpoint.read_metadata(directory)['step']],
+      'accuracy': [row['accuracy'] for row in (*rows, final)],
+    }
+  return artifacts.write_result(config, workdir, 'probe', values, started)
 
 
 if __name__ == '__main__':

@@ -174,11 +174,14 @@ def probes(runs: Sequence[Row], chance: Number) -> Figure:
   Args:
     runs: one a seed, each with `accuracy`, of each layer, and `accuracy_by_step`, of each layer at
       each step of an episode, NaN where none was that long. Where the Bayes belief is known, which
-      no probe can beat on average, also `bayes_accuracy` and `bayes_accuracy_by_step`.
+      no probe can beat on average, also `bayes_accuracy` and `bayes_accuracy_by_step`. Where base
+      models were kept on the way, `milestones`, with their `steps` (updates) and `accuracy`, of
+      each layer for each of them; the last is the run's own.
     chance: of a blind guess.
   """
   staged = bool(_column(runs, 'accuracy_by_step'))
-  figure, axes = _panels(1 + staged)
+  kept = _column(runs, 'milestones')
+  figure, axes = _panels(1 + staged + bool(kept))
   accuracy = _column(runs, 'accuracy')
   _band(axes[0], range(len(accuracy[0])), accuracy, color=BLUE, marker='o', label='linear probe')
   _level(axes[0], _column(runs, 'bayes_accuracy'), INK, '--', 'Bayes belief (ceiling)')
@@ -193,9 +196,23 @@ def probes(runs: Sequence[Row], chance: Number) -> Figure:
     axes[1].set(xlabel='step of the episode', title='... and within an episode', ylim=(0, 1.02))
   for axis in axes:
     _level(axis, [chance], MUTED, ':', 'chance')
+  for axis in axes[: 1 + staged]:
     _integer_axis(axis.xaxis)
+  if kept:
+    _by_updates(axes[-1], kept)
+  for axis in axes:
     axis.legend()
   return figure
+
+
+def _by_updates(axis, kept: Sequence[Row]) -> None:
+  """Draws every layer's accuracy against the length of pretraining, darker the later the layer."""
+  layers = len(kept[0]['accuracy'][0])
+  for layer in range(layers):
+    rows = [[accuracy[layer] for accuracy in run['accuracy']] for run in kept]
+    colour = matplotlib.colormaps['viridis_r'](0.1 + 0.9 * layer / max(layers - 1, 1))
+    _band(axis, kept[0]['steps'], rows, color=colour, marker='.', label=f'layer {layer}')
+  axis.set(xlabel='updates of pretraining', title='... and on the way', ylim=(0, 1), xscale='log')
 
 
 @_styled

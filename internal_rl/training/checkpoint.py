@@ -1,10 +1,10 @@
 """Checkpoints: atomic, portable, checked on the way back. The only file that knows orbax.
 
-A run's `workdir` holds `latest/<step>` (the last two) and `best/<step>` (the best by an evaluation
-metric). Each is one orbax directory: the leaves as host arrays by dotted name, which any device or
-topology can read, and JSON with the step, the config's fingerprint, and type, shape and CRC-32 of
-every leaf. Orbax writes beside the final name and then renames, so a kill at any instant leaves
-whole checkpoints only.
+A run's `workdir` holds `latest/<step>` (the last two), `best/<step>` (the best by an evaluation
+metric) and `milestone/<step>` (all that were asked for). Each is one orbax directory: the leaves as
+host arrays by dotted name, which any device or topology can read, and JSON with the step, the
+config's fingerprint, and type, shape and CRC-32 of every leaf. Orbax writes beside the final name
+and then renames, so a kill at any instant leaves whole checkpoints only.
 """
 
 import json
@@ -25,7 +25,8 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from internal_rl.training.state import is_key, named_leaves, place
 
-_KINDS = {'latest': 2, 'best': 1}  # How many of each are kept.
+# How many of each are kept.
+_KINDS: dict[str, int | None] = {'latest': 2, 'best': 1, 'milestone': None}
 _MAX_NAMED = 10
 
 
@@ -42,7 +43,7 @@ class Checkpoints:
 
   Attributes:
     workdir: the run's directory, absolute.
-    steps: the newest good step of each kind, 'latest' and 'best', as far as there is one.
+    steps: the newest good step of each kind, as far as there is one.
     best_value: the evaluation metric of the best checkpoint, None before there is one.
   """
 
@@ -55,7 +56,7 @@ class Checkpoints:
     self.best_value: float | None = None
 
   def restore(self, template: PyTree) -> PyTree | None:
-    """The newest good checkpoint of either kind, or None if there is none at all.
+    """The newest good checkpoint of any kind, or None if there is none at all.
 
     Newer ones that cannot be read are reported and renamed to `<step>.corrupt-<time>`.
 
@@ -95,7 +96,7 @@ class Checkpoints:
     Args:
       state: pytree of arrays; in a multi-host run each must be whole on every host.
       step: must exceed the steps that were saved before.
-      kind: 'latest' or 'best'.
+      kind: 'latest', 'best' or 'milestone'.
       value: the evaluation metric, for 'best'.
 
     Raises:
@@ -165,6 +166,7 @@ def restore_params(
   directory: str,
   *,
   which: str = 'best',
+  step: int | None = None,
   expect: Mapping[str, Any] | None = None,
   hint: str = '',
 ) -> PyTree:
@@ -175,7 +177,8 @@ def restore_params(
 
   Args:
     directory: a run's workdir, or what `save_params` wrote.
-    which: 'best' by the run's evaluation metric, or 'latest'.
+    which: 'best' by the run's evaluation metric, 'latest', or 'milestone'.
+    step: the one of that step alone; None for the newest.
     expect: part of the fingerprint that must agree, such as `{'model': {...}}`.
     hint: how to make the checkpoint, to end the message of a FileNotFoundError.
 
@@ -187,15 +190,20 @@ def restore_params(
     CheckpointMismatchError: naming the fields of `expect` that differ.
     CheckpointError: if there are checkpoints and none can be read.
   """
-  leaves, _ = _load(directory, which, expect and _as_json(expect), hint)
+  leaves, _ = _load(directory, which, step, expect and _as_json(expect), hint)
   flat = {tuple(name.split('.')): leaf for name, leaf in leaves.items()}
   return jax.tree.map(jnp.asarray, unflatten_dict(flat)['params'])
 
 
 def read_metadata(directory: str, *, which: str = 'best', hint: str = '') -> dict[str, Any]:
   """A checkpoint's `step`, evaluation `value` and `fingerprint`; raises as `restore_params`."""
-  _, metadata = _load(directory, which, None, hint)
+  _, metadata = _load(directory, which, None, None, hint)
   return {name: metadata[name] for name in ('step', 'value', 'fingerprint')}
+
+
+def milestones(directory: str) -> list[int]:
+  """The steps of the milestones that a run left in `directory`, in order."""
+  return _steps(os.path.join(os.path.abspath(directory), 'milestone'))[::-1]
 
 
 def save_params(directory: str, params: PyTree, metadata: Mapping[str, Any]) -> None:
@@ -229,15 +237,20 @@ def spec(leaf: Any) -> str:
 
 
 def _load(
-  directory: str, which: str, expect: Mapping[str, Any] | None, hint: str
+  directory: str, which: str, step: int | None, expect: Mapping[str, Any] | None, hint: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Leaves and metadata of the newest good checkpoint of one kind, or of what may replace it."""
   if which not in _KINDS:
-    raise ValueError(f"which={which!r}: must be 'best' or 'latest'")
+    raise ValueError(f'which={which!r}: must be one of {", ".join(_KINDS)}')
   folders = [os.path.join(os.path.abspath(directory), which)]
   if which == 'best':  # Of a finished run it cannot be made again; its last state is next best.
     folders.append(os.path.join(os.path.abspath(directory), 'latest'))
-  paths = [os.path.join(folder, str(step)) for folder in folders for step in _steps(folder)]
+  paths = [
+    os.path.join(folder, str(found))
+    for folder in folders
+    for found in _steps(folder)
+    if step in (None, found)
+  ]
   if not paths:
     raise FileNotFoundError(f'no checkpoint in {folders[0]}; {hint}'.removesuffix('; '))
   for path in paths:

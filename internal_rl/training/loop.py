@@ -54,6 +54,7 @@ class FitConfig:
     eval_every: evaluation; it also runs before the first update and after the last. 0 for only
       those two.
     checkpoint_every: a checkpoint; there is also one after the last update. 0 for only that one.
+    milestones: updates after which a checkpoint is kept for good.
     eval_seed: seed of the key that every evaluation gets, the same each time.
     best_metric: the metric of `evaluate` whose best checkpoint is kept; '' to keep none. An array,
       such as one entry a population member, counts by its mean.
@@ -67,6 +68,7 @@ class FitConfig:
   log_every: int = 0
   eval_every: int = 0
   checkpoint_every: int = 0
+  milestones: tuple[int, ...] = ()
   eval_seed: int = 0
   best_metric: str = ''
   best_mode: str = 'min'
@@ -81,6 +83,10 @@ class FitConfig:
       value = getattr(self, name)
       if value < 0 or value % call:
         raise ValueError(f'{name}={value}: must be a multiple of updates_per_call ({call})')
+    if any(step < 1 or step % call for step in self.milestones):
+      raise ValueError(
+        f'milestones={self.milestones}: must be multiples of updates_per_call ({call})'
+      )
     if self.best_mode not in ('min', 'max'):
       raise ValueError(f"best_mode={self.best_mode!r}: must be 'min' or 'max'")
 
@@ -115,8 +121,8 @@ def fit(
     state: where to start without a checkpoint. It is copied, so the caller's stays valid. Leaves
       keep their devices and shardings; see `training.mesh`.
     config: lengths and intervals.
-    workdir: made if needed. Gets `latest/`, `best/`, `tensorboard/` and `metrics.jsonl`, with rows
-      of `train/*` and rows of `eval/*`.
+    workdir: made if needed. Gets `latest/`, `best/`, `milestone/`, `tensorboard/` and
+      `metrics.jsonl`, with rows of `train/*` and rows of `eval/*`.
     frozen: parameters that are read but not trained. They enter jitted calls as arguments, and are
       proven unchanged at the end.
     evaluate: pure `(state, frozen, key) -> metrics`; jitted here.
@@ -238,11 +244,14 @@ class _Run:
         pending.append((step, metrics))
         evaluating = self._due(step, self.config.eval_every)
         saving = self._due(step, self.config.checkpoint_every)
+        keeping = step in self.config.milestones
         # Metrics are read one call late, so that the device never waits for the host.
-        while len(pending) > (0 if evaluating or saving else 1):
+        while len(pending) > (0 if evaluating or saving or keeping else 1):
           self._read(*pending.popleft())
         if evaluating:
           self._evaluate(step, state)
+        if keeping:
+          self._save(step, state, 'milestone')
         if saving:
           self._save(step, state)
     while pending:

@@ -113,6 +113,7 @@ def results():
       bayes_accuracy=0.78,
       accuracy_by_step=by_step,
       bayes_accuracy_by_step=bayes_by_step,
+      milestones={'steps': [1000, 4000], 'accuracy': [[0.3, 0.32, 0.4], [0.36, 0.52, 0.7]]},
     ),
     'control': header(
       best_success=0.4,

@@ -78,6 +78,14 @@ def test_probes_stand_beside_ceiling_and_chance_and_the_best_layer_is_followed_i
   np.testing.assert_allclose(lines(right)['Bayes belief'], [0.5, np.nan])
 
 
+def test_layers_are_followed_through_pretraining_where_its_milestones_were_probed():
+  kept = {'steps': [10, 100], 'accuracy': [[0.1, 0.2, 0.3], [0.3, 0.6, 0.5]]}
+  runs = [probed([0.3, 0.6, 0.5]) | {'milestones': kept}, probed([0.3, 0.6, 0.5])]
+  *_, axis = figures.probes(runs, 0.25).axes
+  np.testing.assert_allclose(lines(axis)['layer 1'], [0.2, 0.6])
+  assert axis.get_xscale() == 'log'
+
+
 def test_the_layer_followed_in_time_is_best_in_the_median():
   runs = [probed(accuracy) for accuracy in ([0.3, 0.5, 0.9], [0.3, 0.5, 0.4], [0.3, 0.5, 0.4])]
   assert 'probe of layer 1' in lines(figures.probes(runs, 0.25).axes[1])

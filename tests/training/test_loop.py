@@ -1,6 +1,7 @@
 """The loop against updates done one by one, and its promises: one compile, no NaN on disk."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,29 @@ def test_intervals_decide_what_is_logged_evaluated_and_saved_when(tmp_path):
   assert [row['step'] for row in rows if 'train/loss' in row] == [6, 12, 18, 24]
   assert [row['step'] for row in rows if 'eval/error' in row] == [0, 8, 16, 24]
   assert {path.name for path in (tmp_path / 'latest').iterdir()} == {'20', '24'}
+
+
+def test_milestones_are_kept_whole_and_change_nothing_else(tmp_path):
+  kept = toy.run(tmp_path / 'kept', config(milestones=(2, 6, 100)))
+  assert toy.same(kept, toy.run(tmp_path / 'plain'))
+  assert training.milestones(str(tmp_path / 'kept')) == [2, 6]
+  assert training.milestones(str(tmp_path / 'plain')) == []
+  for step in (2, 6):
+    until = toy.run(tmp_path / f'until_{step}', config(steps=step, milestones=()))
+    found = training.restore_params(str(tmp_path / 'kept'), which='milestone', step=step)
+    assert toy.same(found, until.params)
+  with pytest.raises(FileNotFoundError, match='no checkpoint in .*milestone'):
+    training.restore_params(str(tmp_path / 'kept'), which='milestone', step=4)
+
+
+def test_a_run_goes_on_from_a_milestone_when_it_is_the_newest(tmp_path):
+  toy.run(tmp_path / 'parts', config(steps=6, eval_every=4, checkpoint_every=4, milestones=(6,)))
+  shutil.rmtree(tmp_path / 'parts' / 'latest' / '6')
+  shutil.rmtree(tmp_path / 'parts' / 'best')
+  with training.Checkpoints(str(tmp_path / 'parts')) as checkpoints:
+    assert checkpoints.restore(toy.state()).step == 6
+  resumed = toy.run(tmp_path / 'parts')
+  assert toy.same(resumed, toy.run(tmp_path / 'whole'))
 
 
 @pytest.mark.parametrize('population', [False, True])
@@ -359,6 +383,7 @@ def test_an_update_that_does_not_count_its_step_is_refused(tmp_path):
     ({'log_every': 3}, 'log_every=3: must be a multiple'),
     ({'eval_every': 3}, 'eval_every=3: must be a multiple'),
     ({'checkpoint_every': -2}, 'checkpoint_every=-2: must be a multiple'),
+    ({'milestones': (4, 3)}, r'milestones=\(4, 3\): must be multiples of updates_per_call'),
     ({'best_mode': 'most'}, "best_mode='most': must be 'min' or 'max'"),
   ],
 )
