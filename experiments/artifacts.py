@@ -136,6 +136,14 @@ def expert(config: Config, workdir: str, clean: bool = False, env: Pinpad | None
   return common.expert(config, clean, env, params)
 
 
+def trained_expert(config: Config, workdir: str) -> Any:
+  """Returns the expert of a world where it is trained, or None: it may have been elsewhere."""
+  try:
+    return expert(config, workdir) if common.learns_expert(config) else None
+  except FileNotFoundError:
+    return None
+
+
 def data_dir(config: Config, workdir: str) -> str:
   """Returns where collected demonstrations lie, by default in the workdir."""
   return os.path.expanduser(config.data.directory) or stage_dir(workdir, 'data')

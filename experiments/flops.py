@@ -54,7 +54,7 @@ def costs(config: common.Config) -> dict[str, Cost]:
   raw = section.steps * section.seeds * len(section.raw_learning_rates)
   return {
     'pretrain': Cost(case_flops(config, 'pretrain', config.pretrain.batch), config.pretrain.steps),
-    'probe': Cost(probe_flops(config), config.probe.steps),
+    'probe': Cost(probe_flops(config), config.probe.steps * (1 + len(config.pretrain.milestones))),
     'control': Cost(control_flops(config), config.control.steps),
     'discover': Cost(case_flops(config, 'discover', config.discover.batch), config.discover.steps),
     'reinforce': Cost(

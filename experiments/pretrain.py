@@ -35,6 +35,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   started, section = time.time(), config.pretrain
   data = artifacts.demonstrations(config, workdir)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
+  told = artifacts.trained_expert(config, workdir)
   key = common.key_for(config, 'pretrain', 'train')
   init = jax.jit(lambda key: model.init(key, data.example().inputs))
   state = state_lib.create(init(common.key_for(config, 'pretrain', 'init')), tx, key)
@@ -59,6 +60,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     action, observation = losses(model, params, batch)
     values = {'nll': action, 'observation_nll': observation}
     if beliefs is None:
+      if told is not None:
+        values['expert_nll'] = told.nll(episodes)
       # Only of the gridworld's subgoals does one have several colours.
       return values, batch.segments, batch.mask
     values |= {'bayes_nll': beliefs.bayes_nll, 'goal_nll': beliefs.goal_nll}

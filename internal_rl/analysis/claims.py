@@ -192,6 +192,7 @@ def _pretrain(results: list[Result]) -> list[Number]:
   floors = (
     _bound(results, 'bayes_nll', 'floor {:.3f} (Bayes predictor)'),
     _bound(results, 'goal_nll', '{:.3f} if told the goal'),
+    _bound(results, 'expert_nll', '{:.3f} if told the way, as the expert is'),
   )
   measured = spread(_pick(results, 'nll'))
   bound = '; '.join(filter(None, floors))

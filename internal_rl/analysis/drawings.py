@@ -57,6 +57,12 @@ def _pretraining(results: list[Result]) -> Picture:
       'distance between the dashed and the dotted line. By stage one sees what is yet to be '
       'learnt: which goal comes next, or how to reach it.'
     )
+  if 'expert_nll' in results[0]:
+    gap = np.median([result['nll'] - result['expert_nll'] for result in results])
+    caption = caption[:-1] + (
+      f', in the end {gap:.3f} nats a step above what a Gaussian can reach that is told the way, '
+      'as the expert is and no base model.'
+    )
   return Picture(figures.png(figures.pretraining(results)), 'Pretraining loss', caption)
 
 

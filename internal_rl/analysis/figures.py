@@ -130,9 +130,9 @@ def pretraining(runs: Sequence[Row]) -> Figure:
   Args:
     runs: one a seed, each with `curve`, which has `step` (updates) and `eval/nll` (held-out action
       loss, nats a step). Where the floors are known also `bayes_nll` and `goal_nll`, the losses of
-      the Bayes predictor and of the predictor that is told the goal on the same episodes. With
-      `nll_by_stage` and the like the last panel shows the loss on the way to the 1st, 2nd, ..
-      colour of a task.
+      the Bayes predictor and of the predictor that is told the goal on the same episodes, or
+      `expert_nll`, of the expert. With `nll_by_stage` and the like the last panel shows the loss on
+      the way to the 1st, 2nd, .. colour of a task.
   """
   floors, staged = _column(runs, 'bayes_nll'), bool(_column(runs, 'nll_by_stage'))
   figure, axes = _panels(1 + bool(floors) + staged)
@@ -141,6 +141,7 @@ def pretraining(runs: Sequence[Row]) -> Figure:
   _band(axes[0], steps, nll, color=BLUE, label='base model')
   _level(axes[0], floors, INK, '--', 'Bayes predictor (floor)')
   _level(axes[0], _column(runs, 'goal_nll'), MUTED, ':', 'told the goal')
+  _level(axes[0], _column(runs, 'expert_nll'), INK, '--', 'expert, told the way')
   axes[0].set(xlabel='updates', ylabel='action loss, nats a step', title='Pretraining')
   axes[0].legend()
   if floors:
@@ -156,6 +157,7 @@ def pretraining(runs: Sequence[Row]) -> Figure:
       ('o', '-', BLUE, 'base model', 'nll_by_stage'),
       ('s', '--', INK, 'Bayes predictor', 'bayes_nll_by_stage'),
       ('^', ':', MUTED, 'told the goal', 'goal_nll_by_stage'),
+      ('s', '--', INK, 'expert, told the way', 'expert_nll_by_stage'),
     ):
       if rows := _column(runs, name):
         stages, look = range(1, len(rows[0]) + 1), dict[str, Any](marker=marker, linestyle=style)

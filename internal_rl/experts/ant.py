@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from brax.training.acme import running_statistics
 from brax.training.agents.ppo import networks as ppo_networks
 from flax import struct
@@ -14,11 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 from internal_rl.envs import pinpad
 from internal_rl.envs.ant import Ant, State
 from internal_rl.envs.ant_body import Body
-from internal_rl.envs.pinpad import Layout
+from internal_rl.envs.pinpad import Layout, Progress
 from internal_rl.experts.ant_guide import Guide, Guided
 from internal_rl.types import Key, Params, Trajectories
 
 CLIP = 10.0  # Normalised features lie within so many standard deviations.
+_NODES = 16  # Of the quadrature.
+_LEAST_VARIANCE = 1e-6  # Actions are stored in half precision.
 
 
 @struct.dataclass
@@ -172,6 +175,45 @@ class AntExpert:
       tasks=task,
       rejected=first.rejected,
     )
+
+  def nll(self, episodes: Episodes) -> Float[Array, 'b t']:
+    """Returns the loss of the best Gaussian that is told what the expert is, nats.
+
+    A floor under every base model: their action heads are Gaussians, too, but nobody tells them the
+    way. Mean and variance are those of the expert's action, the tanh of a Gaussian.
+    """
+    return jax.lax.map(self._episode_nll, episodes)
+
+  def _episode_nll(self, episode: Episodes) -> Float[Array, ' t']:
+    env, guide, layout = self.env, self.actor.guide, episode.layout
+    first, _ = env.start(jax.random.key(0), layout, episode.tasks)
+    route = guide.route(layout)
+    cells = jax.vmap(lambda qpos: env.cell_at(qpos[:2]))(episode.qpos)
+
+    def visit(progress: Progress, moved: tuple[Array, Array]):
+      return pinpad.visit(env.tasks, layout, progress, *moved)[0], progress
+
+    _, progress = jax.lax.scan(visit, first.progress, (cells[:-1], cells[1:]))
+
+    def step(qpos: Float[Array, ' 15'], qvel: Float[Array, ' 14'], progress: Progress, torques):
+      body = Body(qpos, qvel.astype(jnp.float32), jnp.zeros_like(qvel, jnp.float32))
+      guided = Guided(first.replace(body=body, progress=progress), route)
+      parameters = self.actor.distribution(self.params, guide.features(guided))
+      mean, variance = self._moments(parameters)
+      gap = jnp.square(guide.action(guided, torques.astype(jnp.float32)) - mean)
+      return 0.5 * jnp.sum(gap / variance + jnp.log(2 * jnp.pi * variance))
+
+    return jax.vmap(step)(episode.qpos[:-1], episode.qvel[:-1], progress, episode.actions)
+
+  def _moments(self, parameters: Float[Array, ' parameters']) -> tuple[Array, Array]:
+    """Returns mean and variance of the tanh of a Gaussian, by Gauss-Hermite quadrature."""
+    gaussian = self.actor.networks.parametric_action_distribution.create_dist(parameters)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    spread = jnp.outer(nodes.astype(np.float32), gaussian.scale)
+    actions = jnp.tanh(gaussian.loc[None] + spread)
+    weights = (weights / weights.sum()).astype(np.float32)
+    mean = weights @ actions
+    return mean, weights @ jnp.square(actions - mean[None]) + _LEAST_VARIANCE
 
   def template(self) -> Episodes:
     """Returns the structure that episodes are stored in; its leaves mean nothing."""

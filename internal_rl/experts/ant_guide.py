@@ -106,6 +106,11 @@ class Guide:
     quarter = _quarter(rotation(guided.state.body.qpos[3:7]), self.command(guided))
     return to_legs(action, quarter)
 
+  def action(self, guided: Guided, torques: Float[Array, ' 8']) -> Float[Array, ' 8']:
+    """Undoes `torques`."""
+    quarter = _quarter(rotation(guided.state.body.qpos[3:7]), self.command(guided))
+    return from_legs(torques, quarter)
+
   def _path(self, guided: Guided):
     """Returns the ant's cell, the goal's, the way on, and how far the ant is from its middle."""
     env, state = self.env, guided.state

@@ -8,6 +8,8 @@ from internal_rl.analysis import diagnosis
 from tests.analysis import synthetic
 
 HEALTHY = synthetic.results()
+# No world has all of this: on the ant nobody knows the Bayes predictor.
+HEALTHY['pretrain']['expert_nll'] = 0.1
 
 
 def spoiled(changes):
@@ -46,6 +48,12 @@ NO_LONGER = {f'{GOALS}.lengthened': []}
       {'evaluate.base_success.pretraining.success': 0.01},
       'Base model left to itself',
       'clone of a perfect expert, told the task as little, 8.3%',
+    ),
+    ({'pretrain.expert_nll': -7.5}, 'Base model against the expert', 'does not move as the expert'),
+    (
+      {'probe': {'best_accuracy': 0.27, 'majority': 0.26}},
+      'Subgoals in the residual stream',
+      'most frequent one, in 26%. The base model does not represent',
     ),
     ({'probe.best_accuracy': 0.44}, 'Subgoals in the residual stream', 'not represent'),
     (

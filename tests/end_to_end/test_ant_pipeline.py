@@ -71,6 +71,13 @@ def test_there_are_no_floors_where_nobody_knows_them(run):
   assert 'bayes_nll' not in summary
 
 
+def test_the_base_model_stands_beside_its_expert_who_is_told_the_way(run):
+  row = result(run, 'pretrain')
+  assert row['expert_nll'] < row['nll']
+  assert len(row['expert_nll_by_stage']) == len(row['nll_by_stage'])
+  assert 'told the way' in (run[1] / 'report.html').read_text()
+
+
 def test_a_blind_guess_stands_beside_the_probes(run):
   row = result(run, 'probe')
   assert 0.5 <= row['majority'] <= 1  # Of two subgoals.

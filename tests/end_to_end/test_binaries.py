@@ -71,6 +71,14 @@ def test_results_say_how_to_make_them_again(workdir):
     assert {'seed', 'commit', 'device', 'date', 'seconds'} <= set(row)
 
 
+def test_layers_are_probed_on_the_way_through_pretraining(workdir):
+  row = result(workdir, 'probe')
+  assert row['milestones']['steps'][0] == 2
+  first, last = row['milestones']['accuracy']
+  assert len(first) == len(last)
+  assert last == row['accuracy']
+
+
 def test_the_pipeline_skips_stages_that_are_finished(run):
   path, said, before = run
   assert said.count('finished before, skipped') == len(BINARIES) == 7

@@ -189,6 +189,51 @@ def test_demonstrations_render_into_what_the_environment_showed():
   np.testing.assert_allclose(batch.observations[2, 3], ENV.observe(layout, body), atol=1e-6)
 
 
+def test_its_own_loss_is_that_of_a_gaussian_with_the_moments_of_its_actions():
+  params, statistics, _ = jax.jit(TRAINER.init)(jax.random.key(0))
+  expert = AntExpert({**params, 'statistics': statistics}, TRAINER.actor)
+  tasks = jnp.array([0, 5])
+  episodes = jax.jit(expert.play)(jax.random.key(3), tasks)
+  found = jax.jit(expert.nll)(episodes)
+  draw = jax.jit(jax.vmap(expert.act, (0, None)))
+  for i in range(len(tasks)):
+    layout = jax.tree.map(lambda x, i=i: x[i], episodes.layout)
+    state, route = ENV.start(jax.random.key(0), layout, tasks[i])[0], GUIDE.route(layout)
+    for t in range(ENV.time_limit):
+      qvel = episodes.qvel[i, t].astype(jnp.float32)
+      state = state.replace(body=Body(episodes.qpos[i, t], qvel, jnp.zeros(14)))
+      actions = draw(jax.random.split(jax.random.key(t), 40_000), Guided(state, route))
+      mean, variance = actions.mean(0), actions.var(0)
+      gap = jnp.square(episodes.actions[i, t].astype(jnp.float32) - mean) / variance
+      expected = 0.5 * jnp.sum(gap + jnp.log(2 * jnp.pi * variance))
+      np.testing.assert_allclose(found[i, t], expected, atol=0.15)
+
+
+def test_its_own_loss_follows_the_colours_that_were_visited():
+  params, statistics, _ = jax.jit(TRAINER.init)(jax.random.key(0))
+  expert = AntExpert({**params, 'statistics': statistics}, TRAINER.actor)
+  layout, task = corridor(), jnp.array(0)  # 0-3-2
+  body = ENV.body.rest()
+  at = lambda x, y: body.qpos.at[:2].set(jnp.array([x, y]))
+  qpos = jnp.stack([at(1.0, 3.0), at(3.0, 3.0), at(3.0, 3.0)])  # Enters the cell of colour 0.
+  episode = expert.template().replace(
+    layout=layout,
+    qpos=qpos[None],
+    qvel=jnp.zeros((1, 3, 14)),
+    actions=0.3 * jax.random.normal(jax.random.key(0), (1, 2, 8)),
+    tasks=task[None],
+  )
+  episode = episode.replace(layout=jax.tree.map(lambda x: x[None], layout))
+  found = expert.nll(episode)[0]
+  for t, stage in enumerate((0, 1)):
+    now = guided(layout, (1.0, 3.0), stage=stage)
+    now = now.replace(state=now.state.replace(body=Body(qpos[t], jnp.zeros(14), jnp.zeros(14))))
+    actions = jax.vmap(expert.act, (0, None))(jax.random.split(jax.random.key(1), 40_000), now)
+    gap = jnp.square(episode.actions[0, t] - actions.mean(0)) / actions.var(0)
+    expected = 0.5 * jnp.sum(gap + jnp.log(2 * jnp.pi * actions.var(0)))
+    np.testing.assert_allclose(found[t], expected, atol=0.15)
+
+
 @pytest.mark.parametrize(
   ('stage', 'done', 'time', 'failed'),
   [(1, False, 3, 0), (1, True, 3, 1), (3, True, 3, 0), (1, True, 6, 0)],
