@@ -14,7 +14,7 @@ from internal_rl.envs.ant_body import AntBody, Body
 from internal_rl.envs.pinpad import Layout
 from internal_rl.envs.tasks import FAMILIES
 from internal_rl.experts import ant_ppo
-from internal_rl.experts.ant import Actor, AntExpert
+from internal_rl.experts.ant import Actor, AntExpert, Episodes
 from internal_rl.experts.ant_guide import STEPS, Guide, Guided, from_legs, rotation, to_legs
 from internal_rl.training import state as state_lib
 from tests.envs import oracle
@@ -216,22 +216,29 @@ def test_its_own_loss_follows_the_colours_that_were_visited():
   body = ENV.body.rest()
   at = lambda x, y: body.qpos.at[:2].set(jnp.array([x, y]))
   qpos = jnp.stack([at(1.0, 3.0), at(3.0, 3.0), at(3.0, 3.0)])  # Enters the cell of colour 0.
-  episode = expert.template().replace(
-    layout=layout,
+  nothing = jnp.zeros((1, 2))
+  episode = Episodes(
+    layout=jax.tree.map(lambda x: x[None], layout),
     qpos=qpos[None],
     qvel=jnp.zeros((1, 3, 14)),
     actions=0.3 * jax.random.normal(jax.random.key(0), (1, 2, 8)),
+    mask=nothing,
+    subgoals=nothing,
+    segments=nothing,
     tasks=task[None],
+    rejected=nothing[:, 0],
   )
-  episode = episode.replace(layout=jax.tree.map(lambda x: x[None], layout))
   found = expert.nll(episode)[0]
-  for t, stage in enumerate((0, 1)):
+
+  def expected(t, stage):
     now = guided(layout, (1.0, 3.0), stage=stage)
     now = now.replace(state=now.state.replace(body=Body(qpos[t], jnp.zeros(14), jnp.zeros(14))))
     actions = jax.vmap(expert.act, (0, None))(jax.random.split(jax.random.key(1), 40_000), now)
     gap = jnp.square(episode.actions[0, t] - actions.mean(0)) / actions.var(0)
-    expected = 0.5 * jnp.sum(gap + jnp.log(2 * jnp.pi * actions.var(0)))
-    np.testing.assert_allclose(found[t], expected, atol=0.15)
+    return 0.5 * jnp.sum(gap + jnp.log(2 * jnp.pi * actions.var(0)))
+
+  np.testing.assert_allclose(found, [expected(0, 0), expected(1, 1)], atol=0.05)
+  assert abs(found[1] - expected(1, 0)) > 0.15
 
 
 @pytest.mark.parametrize(
