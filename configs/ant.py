@@ -168,8 +168,8 @@ def _small(config: ConfigDict) -> None:
   )
   # Three times as many updates of AdamW end a nat a step higher.
   config.pretrain.update(
-    steps=3500,
-    batch=32,
+    steps=6000,
+    batch=16,
     optimiser='muon',
     learning_rate=1e-2,
     # Decay is multiplied by the learning rate, and Muon's is large.
@@ -180,7 +180,7 @@ def _small(config: ConfigDict) -> None:
     eval_every=500,
     eval_batch=128,
     checkpoint_every=500,
-    milestones=(500, 1000, 2000),
+    milestones=(500, 1000, 2000, 4000),
     # With the paper's 10, observations drown out the torques, which are learnt five times later.
     observation_weight=0.01,
   )
