@@ -166,7 +166,6 @@ def _small(config: ConfigDict) -> None:
   config.model.update(
     width=64, num_blocks=4, num_heads=4, mlp_width=128, controlled_layer=2, embedding_scale=0.9
   )
-  # Three times as many updates of AdamW end a nat a step higher.
   config.pretrain.update(
     steps=6000,
     batch=16,

@@ -136,12 +136,16 @@ def expert(config: Config, workdir: str, clean: bool = False, env: Pinpad | None
   return common.expert(config, clean, env, params)
 
 
-def trained_expert(config: Config, workdir: str) -> Any:
-  """Returns the expert of a world where it is trained, or None: it may have been elsewhere."""
-  try:
-    return expert(config, workdir) if common.learns_expert(config) else None
-  except FileNotFoundError:
+def demonstrator(config: Config, workdir: str, data: Demonstrations) -> Any:
+  """Returns the trained expert that collected `data`, or None if another workdir has it."""
+  if not common.learns_expert(config) or data.store is None:
     return None
+  try:
+    found = expert(config, workdir)
+  except (FileNotFoundError, checkpoint.CheckpointError):
+    return None
+  collected_by = data.store.manifest['config'].get('params')
+  return found if checkpoint.checksums(found.params) == collected_by else None
 
 
 def data_dir(config: Config, workdir: str) -> str:
@@ -182,7 +186,7 @@ def base_params(config: Config, workdir: str, milestone: int | None = None) -> P
     which='best' if milestone is None else 'milestone',
     step=milestone,
     expect=fingerprint(config, 'pretrain'),
-    hint='run: ' + command(config, workdir, 'pretrain'),
+    hint='run: ' + command(config, workdir, 'pretrain') if milestone is None else '',
   )
 
 

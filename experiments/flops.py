@@ -52,9 +52,10 @@ def costs(config: common.Config) -> dict[str, Cost]:
   section = config.reinforce
   internal = section.steps * section.seeds * len(section.learning_rates)
   raw = section.steps * section.seeds * len(section.raw_learning_rates)
+  milestones = sum(step < config.pretrain.steps for step in config.pretrain.milestones)
   return {
     'pretrain': Cost(case_flops(config, 'pretrain', config.pretrain.batch), config.pretrain.steps),
-    'probe': Cost(probe_flops(config), config.probe.steps * (1 + len(config.pretrain.milestones))),
+    'probe': Cost(probe_flops(config), config.probe.steps * (1 + milestones)),
     'control': Cost(control_flops(config), config.control.steps),
     'discover': Cost(case_flops(config, 'discover', config.discover.batch), config.discover.steps),
     'reinforce': Cost(

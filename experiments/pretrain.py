@@ -35,7 +35,6 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   started, section = time.time(), config.pretrain
   data = artifacts.demonstrations(config, workdir)
   expert, model, tx = data.expert, common.base_model(config), common.optimiser(section)
-  told = artifacts.trained_expert(config, workdir)
   key = common.key_for(config, 'pretrain', 'train')
   init = jax.jit(lambda key: model.init(key, data.example().inputs))
   state = state_lib.create(init(common.key_for(config, 'pretrain', 'init')), tx, key)
@@ -51,7 +50,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     state = state_lib.apply_gradients(state, grads, tx)
     return state, {'loss': loss, 'nll': action, 'observation_nll': observation}
 
-  def measure(params, key, held_out):
+  def measure(params, key, held_out, told=None):
     """Returns nats by step, how many colours were visited before it, and which steps count."""
     # Floor and model on the same episodes, so that their difference is known far better than
     # either.
@@ -67,15 +66,15 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     values |= {'bayes_nll': beliefs.bayes_nll, 'goal_nll': beliefs.goal_nll}
     return values, beliefs.stage, batch.mask
 
-  def evaluate(state, frozen, key, held_out=None):
-    values, _, mask = measure(state.params, key, held_out)
+  def evaluate(state, frozen, key, held_out=None, told=None):
+    values, _, mask = measure(state.params, key, held_out, told)
     values = {name: masked_mean(value, mask) for name, value in values.items()}
     gap = {'gap': values['nll'] - values['bayes_nll']} if 'bayes_nll' in values else {}
     return values | gap
 
-  def by_stage(params, key, held_out):
+  def by_stage(params, key, held_out, told):
     """Means on the way to each colour of a task, which tell what a model has yet to learn."""
-    values, stage, mask = measure(params, key, held_out)
+    values, stage, mask = measure(params, key, held_out, told)
     stages = int(expert.env.tasks.lengths.max())
     return {
       f'{name}_by_stage': bayes.mean_by_stage(value, stage, mask, stages)
@@ -107,11 +106,15 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   ]
   params = artifacts.base_params(config, workdir)
   key = common.key_for(config, 'pretrain', 'final')
-  # One program: what both measure is computed once.
-  measured = jax.jit(
-    lambda state, key, held: evaluate(state, None, key, held) | by_stage(state.params, key, held)
-  )
-  final = measured(state.replace(params=params), key, reported)
+
+  @jax.jit  # One program: what both measure is computed once.
+  def measured(state, key, held_out, told):
+    row = evaluate(state, None, key, held_out, told)
+    return row | by_stage(state.params, key, held_out, told)
+
+  # What the expert itself would lose takes long, and is asked for once.
+  told = artifacts.demonstrator(config, workdir, data)
+  final = measured(state.replace(params=params), key, reported, told)
   names = [name for name in ('step', 'eval/nll', 'eval/bayes_nll') if name in rows[0]]
   curve = {name: [row[name] for row in rows] for name in names}
   return artifacts.write_result(config, workdir, 'pretrain', {**final, 'curve': curve}, started)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from experiments import artifacts, common
 from internal_rl.analysis import bayes
@@ -90,14 +91,20 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
   best = {'best_accuracy': final['accuracy'].max(), 'best_layer': final['accuracy'].argmax()}
   values = {**best, **final}
   directory = artifacts.stage_dir(workdir, 'pretrain')
+  pretrained_for = checkpoint.read_metadata(directory)['step']
   # Those that lie there, which a shipped base model lacks, rather than those that the config names.
-  if kept := checkpoint.milestones(directory):
-    bases = (artifacts.base_params(config, workdir, milestone=step) for step in kept)
-    rows = [train(base, f'milestone_{step}') for step, base in zip(kept, bases, strict=True)]
-    values['milestones'] = {
-      'steps': [*kept, checkpoint.read_metadata(directory)['step']],
-      'accuracy': [row['accuracy'] for row in (*rows, final)],
-    }
+  early = [step for step in checkpoint.milestones(directory) if step < pretrained_for]
+  accuracy = {}
+  for step in early:
+    try:
+      base = artifacts.base_params(config, workdir, milestone=step)
+    except checkpoint.CheckpointError as error:
+      logging.warning('left out: %s', error)
+      continue
+    accuracy[step] = train(base, f'milestone_{step}')['accuracy']
+  if accuracy:
+    accuracy[pretrained_for] = final['accuracy']
+    values['milestones'] = {'steps': list(accuracy), 'accuracy': list(accuracy.values())}
   return artifacts.write_result(config, workdir, 'probe', values, started)
 
 

@@ -206,9 +206,10 @@ def _probe(results: list[Result]) -> list[Number]:
     results, 'majority', '{:.3f} by naming the most frequent one'
   )
   rows = [('layer 0', accuracy[:, 0]), (f'best layer ({best})', accuracy[:, best])]
-  if kept := [result['milestones'] for result in results if 'milestones' in result]:
-    early = np.array([run['accuracy'][0][best] for run in kept], float)
-    rows.insert(1, (f'layer {best} after {kept[0]["steps"][0]:,} updates of pretraining', early))
+  if kept := _pick(results, 'milestones'):
+    first = kept[0]['steps'][0]
+    early = [run['accuracy'][0][best] for run in kept if run['steps'][0] == first]
+    rows.insert(1, (f'layer {best} after {first:,} updates of pretraining', np.array(early)))
   return [_claimed('C1', spread(list(values)), ceiling, f', {name}') for name, values in rows]
 
 

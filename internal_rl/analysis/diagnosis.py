@@ -13,7 +13,7 @@ from internal_rl.envs.tasks import FAMILIES
 
 Result = Mapping[str, Any]
 
-EXPERT_GAP = 1.0  # Nats a step; all that there is to know of a task is worth far less.
+EXPERT_GAP = 1.0  # Nats a step; naming one of 16 tasks takes 2.8 in a whole episode.
 BASE_GAP = 0.1  # Of what the goal is worth to a predictor: more is an under-trained base.
 ACTING_SHARE = 0.5  # Of the success of a perfect clone of the expert.
 PROBE_SHARE = 0.75  # Of the Bayes belief's accuracy.

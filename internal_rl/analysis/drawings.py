@@ -57,8 +57,8 @@ def _pretraining(results: list[Result]) -> Picture:
       'distance between the dashed and the dotted line. By stage one sees what is yet to be '
       'learnt: which goal comes next, or how to reach it.'
     )
-  if 'expert_nll' in results[0]:
-    gap = np.median([result['nll'] - result['expert_nll'] for result in results])
+  if told := [result for result in results if 'expert_nll' in result]:
+    gap = np.median([result['nll'] - result['expert_nll'] for result in told])
     caption = caption[:-1] + (
       f', in the end {gap:.3f} nats a step above what a Gaussian can reach that is told the way, '
       'as the expert is and no base model.'
@@ -70,7 +70,7 @@ def _probes(results: list[Result]) -> Picture:
   config = results[0]['config']
   caption = (
     f'{config["probe"]["eval_batch"]} held-out episodes a base model ({seeds(results)}). Few '
-    'episodes reach the late steps on the right. Compare Figs. 3 and A1.'
+    'episodes reach the late steps. Compare Figs. 3 and A1.'
   )
   if 'bayes_accuracy' in results[0]:
     caption = f'The ceiling is what an ideal observer can know of the subgoal. {caption}'

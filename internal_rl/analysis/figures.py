@@ -209,11 +209,16 @@ def probes(runs: Sequence[Row], chance: Number) -> Figure:
 
 def _by_updates(axis, kept: Sequence[Row]) -> None:
   """Draws every layer's accuracy against the length of pretraining, darker the later the layer."""
+  *steps, last = kept[0]['steps']
+  kept = [run for run in kept if run['steps'][:-1] == steps]  # Their best may come at any step.
+  last = np.median([run['steps'][-1] for run in kept])
   layers = len(kept[0]['accuracy'][0])
+  named = {0, layers // 2, layers - 1} if layers > 6 else range(layers)
   for layer in range(layers):
     rows = [[accuracy[layer] for accuracy in run['accuracy']] for run in kept]
     colour = matplotlib.colormaps['viridis_r'](0.1 + 0.9 * layer / max(layers - 1, 1))
-    _band(axis, kept[0]['steps'], rows, color=colour, marker='.', label=f'layer {layer}')
+    label = f'layer {layer}' if layer in named else None
+    _band(axis, [*steps, last], rows, color=colour, marker='.', label=label)
   axis.set(xlabel='updates of pretraining', title='... and on the way', ylim=(0, 1), xscale='log')
 
 

@@ -21,7 +21,7 @@ from internal_rl.types import Key, Params, Trajectories
 
 CLIP = 10.0  # Normalised features lie within so many standard deviations.
 _NODES = 16  # Of the quadrature.
-_LEAST_VARIANCE = 1e-6  # Actions are stored in half precision.
+_LEAST_VARIANCE = 1e-6  # Far above the rounding of actions, stored in half precision: about 2e-8.
 
 
 @struct.dataclass
@@ -179,10 +179,11 @@ class AntExpert:
   def nll(self, episodes: Episodes) -> Float[Array, 'b t']:
     """Returns the loss of the best Gaussian that is told what the expert is, nats.
 
-    A floor under every base model: their action heads are Gaussians, too, but nobody tells them the
-    way. Mean and variance are those of the expert's action, the tanh of a Gaussian.
+    Of `D`, whose actions are drawn, it is what a base model can hope for: its head is a Gaussian,
+    too, but nobody tells it the way. Mean and variance are those of the expert's action, the tanh
+    of a Gaussian.
     """
-    return jax.lax.map(self._episode_nll, episodes)
+    return jax.lax.map(self._episode_nll, episodes, batch_size=64)  # Memory stays bounded.
 
   def _episode_nll(self, episode: Episodes) -> Float[Array, ' t']:
     env, guide, layout = self.env, self.actor.guide, episode.layout

@@ -69,7 +69,8 @@ class Checkpoints:
     """
     found = [(step, kind) for kind in _KINDS for step in _steps(os.path.join(self.workdir, kind))]
     bad = []
-    for step, kind in sorted(found, reverse=True):
+    # At the same step the latest one first: the sort is stable.
+    for step, kind in sorted(found, key=lambda checkpoint: -checkpoint[0]):
       path = os.path.join(self.workdir, kind, str(step))
       loaded = _try_read(path, self._fingerprint)
       if loaded is None:
@@ -173,12 +174,12 @@ def restore_params(
   """The parameters that a run, or `save_params`, left in `directory`.
 
   If the checkpoint asked for cannot be read, the next older one is taken, with a warning; in place
-  of a run's best one, its latest.
+  of a run's best one, its latest; in place of one of a given step, none.
 
   Args:
     directory: a run's workdir, or what `save_params` wrote.
     which: 'best' by the run's evaluation metric, 'latest', or 'milestone'.
-    step: the one of that step alone; None for the newest.
+    step: of a milestone; None for the newest.
     expect: part of the fingerprint that must agree, such as `{'model': {...}}`.
     hint: how to make the checkpoint, to end the message of a FileNotFoundError.
 
@@ -252,7 +253,8 @@ def _load(
     if step in (None, found)
   ]
   if not paths:
-    raise FileNotFoundError(f'no checkpoint in {folders[0]}; {hint}'.removesuffix('; '))
+    which_step = '' if step is None else f' of step {step}'
+    raise FileNotFoundError(f'no checkpoint{which_step} in {folders[0]}; {hint}'.removesuffix('; '))
   for path in paths:
     loaded = _try_read(path, expect, partial=True)
     if loaded is not None:

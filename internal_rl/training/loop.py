@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from internal_rl.training.checkpoint import Checkpoints, checksums
+from internal_rl.training.checkpoint import Checkpoints, checksums, milestones
 from internal_rl.training.metrics import MetricsWriter, ProgressLine
 from internal_rl.training.state import TrainState, is_key, named_leaves, place
 
@@ -233,6 +233,7 @@ class _Run:
     step = _step(state)
     if fresh:
       self._evaluate(step, state)
+    self._keep(step, state)  # A kill may have come between another checkpoint of this step and it.
     call = compile_call(update, state, self.config.updates_per_call)
     pending: collections.deque[tuple[int, Metrics]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(1, 'feed') as reader:
@@ -251,7 +252,7 @@ class _Run:
         if evaluating:
           self._evaluate(step, state)
         if keeping:
-          self._save(step, state, 'milestone')
+          self._keep(step, state)
         if saving:
           self._save(step, state)
     while pending:
@@ -303,6 +304,11 @@ class _Run:
     better = best is None or (value < best if self.config.best_mode == 'min' else value > best)
     if np.isfinite(value) and better:
       self._save(step, state, 'best', value)
+
+  def _keep(self, step: int, state: TrainState) -> None:
+    """Saves a milestone, unless it is none or there already."""
+    if step in self.config.milestones and step not in milestones(self.checkpoints.workdir):
+      self._save(step, state, 'milestone')
 
   def _save(
     self, step: int, state: TrainState, kind: str = 'latest', value: float | None = None

@@ -33,6 +33,14 @@ def test_every_claim_has_its_number_beside_the_papers():
   assert sampled.bound == '0.06 on pretraining tasks, of 0.0833 for a clone of a perfect expert'
 
 
+def test_probes_are_counted_early_and_late_in_pretraining_where_milestones_were_kept():
+  row = 'Subgoal decoded by a linear probe, layer 2 after 1,000 updates of pretraining'
+  assert rows_of(RESULTS)[row].measured == '0.4'
+  results = copy.deepcopy(RESULTS)
+  del results['probe']['milestones']
+  assert row not in rows_of(results)
+
+
 def test_a_metacontroller_that_was_told_the_subgoals_is_none_of_the_papers():
   results = copy.deepcopy(RESULTS)
   results['discover']['config']['discover']['labelled_steps'] = 600

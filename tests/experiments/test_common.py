@@ -96,6 +96,13 @@ def test_lengths_that_do_not_fit_are_refused_by_field(field, value, message):
     common.fit_config(config, 'expert')
 
 
+def test_xla_knows_the_flags():
+  code = "common.prefer_quick_kernels(gridworld.get_config('paper')); import jax; jax.devices()"
+  code = f'from configs import gridworld; from experiments import common; {code}'
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  subprocess.run([sys.executable, '-c', code], check=True, env=environment)
+
+
 @pytest.mark.parametrize(
   ('preset', 'given', 'expected'),
   [

@@ -189,6 +189,15 @@ def test_demonstrations_render_into_what_the_environment_showed():
   np.testing.assert_allclose(batch.observations[2, 3], ENV.observe(layout, body), atol=1e-6)
 
 
+def test_actions_from_the_commands_view_are_torques_and_back():
+  turned = (np.cos(0.9), 0.0, 0.0, np.sin(0.9))
+  seen = guided(corridor(), (1.0, 3.0), quaternion=turned)
+  torques = jax.random.normal(jax.random.key(0), (8,))
+  action = GUIDE.action(seen, torques)
+  assert np.abs(action - torques).max() > 0.1
+  np.testing.assert_allclose(GUIDE.torques(seen, action), torques, atol=1e-6)
+
+
 def test_its_own_loss_is_that_of_a_gaussian_with_the_moments_of_its_actions():
   params, statistics, _ = jax.jit(TRAINER.init)(jax.random.key(0))
   expert = AntExpert({**params, 'statistics': statistics}, TRAINER.actor)

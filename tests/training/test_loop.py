@@ -88,8 +88,23 @@ def test_milestones_are_kept_whole_and_change_nothing_else(tmp_path):
     until = toy.run(tmp_path / f'until_{step}', config(steps=step, milestones=()))
     found = training.restore_params(str(tmp_path / 'kept'), which='milestone', step=step)
     assert toy.same(found, until.params)
-  with pytest.raises(FileNotFoundError, match='no checkpoint in .*milestone'):
+  with pytest.raises(FileNotFoundError, match='no checkpoint of step 4 in .*milestone'):
     training.restore_params(str(tmp_path / 'kept'), which='milestone', step=4)
+
+
+def test_a_finished_run_whose_last_step_is_a_milestone_stays_as_it_is(tmp_path):
+  last = config(milestones=(toy.STEPS,))
+  assert toy.same(toy.run(tmp_path, last), toy.run(tmp_path, last))
+
+
+def test_a_milestone_that_a_kill_prevented_is_made_up_for(tmp_path):
+  toy.run(tmp_path, config(steps=8, milestones=(4, 8)))
+  shutil.rmtree(tmp_path / 'milestone' / '8')
+  toy.run(tmp_path, config(milestones=(4, 8)))
+  assert training.milestones(str(tmp_path)) == [4, 8]
+  until = toy.run(tmp_path / 'until', config(steps=8))
+  kept = training.restore_params(str(tmp_path), which='milestone', step=8)
+  assert toy.same(kept, until.params)
 
 
 def test_a_run_goes_on_from_a_milestone_when_it_is_the_newest(tmp_path):
