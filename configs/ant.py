@@ -180,7 +180,7 @@ def _small(config: ConfigDict) -> None:
     eval_batch=128,
     checkpoint_every=500,
     milestones=(500, 1000, 2000, 4000),
-    # With the paper's 10, observations drown out the torques, which are learnt five times later.
+    # With the paper's 10, observations drown out the torques, which are learnt several times later.
     observation_weight=0.01,
   )
   config.probe.update(steps=1000, batch=32, learning_rate=3e-3, eval_batch=256)

@@ -209,7 +209,7 @@ def probes(runs: Sequence[Row], chance: Number) -> Figure:
 
 def _by_updates(axis, kept: Sequence[Row]) -> None:
   """Draws every layer's accuracy against the length of pretraining, darker the later the layer."""
-  *steps, last = kept[0]['steps']
+  steps = kept[0]['steps'][:-1]
   kept = [run for run in kept if run['steps'][:-1] == steps]  # Their best may come at any step.
   last = np.median([run['steps'][-1] for run in kept])
   layers = len(kept[0]['accuracy'][0])

@@ -201,8 +201,8 @@ class AntExpert:
       guided = Guided(first.replace(body=body, progress=progress), route)
       parameters = self.actor.distribution(self.params, guide.features(guided))
       mean, variance = self._moments(parameters)
-      gap = jnp.square(guide.action(guided, torques.astype(jnp.float32)) - mean)
-      return 0.5 * jnp.sum(gap / variance + jnp.log(2 * jnp.pi * variance))
+      action = guide.action(guided, torques.astype(jnp.float32))
+      return -jax.scipy.stats.norm.logpdf(action, mean, jnp.sqrt(variance)).sum()
 
     return jax.vmap(step)(episode.qpos[:-1], episode.qvel[:-1], progress, episode.actions)
 

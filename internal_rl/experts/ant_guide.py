@@ -103,13 +103,14 @@ class Guide:
 
   def torques(self, guided: Guided, action: Float[Array, ' 8']) -> Float[Array, ' 8']:
     """Returns the torques that an action of the expert, from the command's view, stands for."""
-    quarter = _quarter(rotation(guided.state.body.qpos[3:7]), self.command(guided))
-    return to_legs(action, quarter)
+    return to_legs(action, self._turns(guided))
 
   def action(self, guided: Guided, torques: Float[Array, ' 8']) -> Float[Array, ' 8']:
     """Undoes `torques`."""
-    quarter = _quarter(rotation(guided.state.body.qpos[3:7]), self.command(guided))
-    return from_legs(torques, quarter)
+    return from_legs(torques, self._turns(guided))
+
+  def _turns(self, guided: Guided) -> Int[Array, '']:
+    return _quarter(rotation(guided.state.body.qpos[3:7]), self.command(guided))
 
   def _path(self, guided: Guided):
     """Returns the ant's cell, the goal's, the way on, and how far the ant is from its middle."""

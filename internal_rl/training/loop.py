@@ -251,8 +251,7 @@ class _Run:
           self._read(*pending.popleft())
         if evaluating:
           self._evaluate(step, state)
-        if keeping:
-          self._keep(step, state)
+        self._keep(step, state)
         if saving:
           self._save(step, state)
     while pending:
