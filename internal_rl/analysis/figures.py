@@ -220,6 +220,8 @@ def _by_updates(axis, kept: Sequence[Row]) -> None:
     label = f'layer {layer}' if layer in named else None
     _band(axis, [*steps, last], rows, color=colour, marker='.', label=label)
   axis.set(xlabel='updates of pretraining', title='... and on the way', ylim=(0, 1), xscale='log')
+  axis.minorticks_off()
+  axis.set_xticks([*steps, last], [f'{step:,.0f}' for step in (*steps, last)])
 
 
 @_styled
