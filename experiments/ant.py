@@ -16,6 +16,7 @@ def environment(config: common.Config, task_names: tuple[str, ...], time_limit: 
     **common.shared_fields(config, task_names, time_limit),
     cell_size=section.cell_size,
     off_grid=section.off_grid,
+    frame=section.frame,
     body=AntBody(**section.body),
   )
 

@@ -36,6 +36,7 @@ SECTIONS = {
   'reinforce/raw': (*_BASE, 'reinforce'),
   'evaluate': (*_DISCOVERY, 'evaluate'),
 }
+_DEMONSTRATION = {'expert', 'collect'}
 # May change between runs: how often and how closely to look, and where data are; a stage that is
 # under way knows its store by the checksum.
 _FREE = {
@@ -76,9 +77,11 @@ def sections_of(whole: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any
   """Returns the sections of a config, as a mapping, that a stage reads.
 
   Where the metacontroller acts says nothing about stages without one: one base model serves all
-  layers.
+  layers. Nor does the frame of observations about those of the expert, which reads none.
   """
   found = {name: dict(whole[name]) for name in SECTIONS[stage]}
+  if stage in _DEMONSTRATION:
+    found['env'].pop('frame', None)
   if 'metacontroller' not in found and 'model' in found:
     del found['model']['controlled_layer']
   return found

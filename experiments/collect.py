@@ -7,6 +7,7 @@ or into `data` in the workdir. The ant's stages read them there. The gridworld's
 demonstrations as they train, unless `--config.data.directory=...` makes them read a store.
 """
 
+import collections
 import functools
 import os
 import time
@@ -19,6 +20,8 @@ from experiments import artifacts, common
 from internal_rl.data.collect import collect
 from internal_rl.data.dataset import Dataset
 from internal_rl.data.demonstrations import Demonstrations
+
+COUNTED = ('failed', 'diverged')
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -52,13 +55,25 @@ def _store(config: common.Config, workdir: str, clean: bool, directory: str) -> 
       'collect_batch': section.collect_batch,
       'episodes_per_shard': section.episodes_per_shard,
     },
-    keep=lambda episodes: np.asarray(episodes.mask)[:, 0],
+    settle=_settle,
     size=section.episodes_per_shard,
   )
   store = Dataset.open(directory)
   store.verify()
-  failed = sum(shard['failed'] for shard in store.manifest['shards'])
-  return {'episodes': len(store), 'failed': failed}
+  counts = collections.Counter[str]()
+  for shard in store.manifest['shards']:
+    counts.update({name: shard[name] for name in COUNTED if name in shard})
+  return {'episodes': len(store), **counts}
+
+
+def _settle(episodes: Any) -> tuple[Any, dict[str, int]]:
+  """Returns the successful episodes, and how many failed, in how many the simulation blew up."""
+  successful = np.asarray(episodes.mask)[:, 0]
+  counts = {'failed': int((~successful).sum())}
+  if hasattr(episodes, 'diverged'):
+    counts['diverged'] = int(np.sum(episodes.diverged))
+    episodes = episodes.replace(diverged=None)
+  return jax.tree.map(lambda x: x[successful], episodes), counts
 
 
 if __name__ == '__main__':

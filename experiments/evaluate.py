@@ -4,6 +4,7 @@ python -m experiments.evaluate --config=configs/gridworld.py:quickstart --workdi
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -76,13 +77,49 @@ def _expert_success(config: common.Config, workdir: str) -> dict[str, Any]:
   section, found = config.evaluate, {}
   for name, env in _worlds(config).items():
     expert = artifacts.expert(config, workdir, clean=True, env=env)
-    play = jax.jit(lambda expert, key: expert.rollout(key, section.batch).mask[:, 0])
+    play = jax.jit(lambda expert, key: _outcome(expert.rollout(key, section.batch)))
     keys = jax.random.split(
       common.key_for(config, 'expert success'), -(-section.episodes // section.batch)
     )
-    found[name] = common.share(np.concatenate([play(expert, key) for key in keys]))
+    rows = [play(expert, key) for key in keys]
+    outcome = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    found[name] = common.share(outcome.pop('success'))
+    found[name] |= {name: float(values.mean()) for name, values in outcome.items()}
     logging.info('expert, %s tasks: %s', name.replace('_', '-'), found[name])
   return found
+
+
+def _outcome(episodes: Any) -> dict[str, jax.Array]:
+  """Returns what demonstrations came to, a bool each; only a simulation can blow up."""
+  simulated = hasattr(episodes, 'diverged')
+  return {
+    'success': episodes.mask[:, 0],
+    **({'diverged': episodes.diverged} if simulated else {}),
+  }
+
+
+def _simulation(config: common.Config, workdir: str) -> dict[str, Any]:
+  """How often the physics blows up under torques that nobody chose, of a world that has any.
+
+  As many control steps as `evaluate.episodes` episodes have, under random torques and again under
+  constant ones, each of the 256 corners in turn. Nothing ends them, so that the ant comes into all
+  sorts of trouble; one whose simulation blew up begins anew.
+  """
+  del workdir
+  section = config.evaluate
+  if config.env.kind != 'ant':
+    return {}
+  env: Any = common.environment(config)
+  stress = jax.jit(functools.partial(env.body.stress, batch=section.batch, steps=env.time_limit))
+  keys = jax.random.split(
+    common.key_for(config, 'simulation'), -(-section.episodes // section.batch)
+  )
+  count = len(keys) * section.batch * env.time_limit
+  kinds = {'random': False, 'constant': True}
+  return {
+    name: {'steps': count, 'blown_up': sum(int(stress(key, constant=constant)) for key in keys)}
+    for name, constant in kinds.items()
+  }
 
 
 def _base_success(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -231,6 +268,7 @@ def _code_meaning(config: common.Config, workdir: str) -> dict[str, dict[str, fl
 PARTS = {
   'floors': _floors,
   'expert_success': _expert_success,
+  'simulation': _simulation,
   'base_success': _base_success,
   'replay_success': _replay_success,
   'goal_code_success': _goal_code_success,

@@ -55,6 +55,7 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
       'success': success[:half].mean(),
       'unseen_success': success[half:].mean(),
       'progress': progress.mean(),
+      'diverged': episodes.diverged.mean(),
     }
 
   directory = artifacts.stage_dir(workdir, 'expert')

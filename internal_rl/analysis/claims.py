@@ -288,6 +288,11 @@ def _evaluate(results: list[Result]) -> list[Number]:
     often = f'{np.median(_pick(cells, "majority")):.3g} by naming the most frequent one'
     text = "Cell of the subgoal's first colour read linearly off the codes"
     rows.append(Number(text, spread(_pick(cells, 'accuracy')), often))
+  stress = [row for row in _pick(results, 'simulation') if row]
+  for torques in ('random', 'constant') if stress else ():
+    blown_up, steps = (sum(row[torques][name] for row in stress) for name in ('blown_up', 'steps'))
+    text = f'Simulation blew up under {torques} torques, control steps'
+    rows.append(Number(text, f'{blown_up:,} of {steps:,}', ''))
   return rows + _goal_codes(_pick(results, 'goal_code_success'))
 
 

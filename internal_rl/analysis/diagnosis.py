@@ -5,7 +5,7 @@ are ours, chosen to tell apart runs that worked from runs that did not; none is 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from internal_rl.analysis import switching
@@ -26,6 +26,7 @@ HARD_COST = 0.03  # Nats a step lost by thresholding the gate.
 MEANING_MARGIN = 0.05  # By which one label must be more decodable than another.
 REPLAY_WORKS = 0.2  # Success below this is no success.
 TRANSFER_SHARE = 0.25  # Of the success on pretraining tasks.
+BLOWN_UP_SHARE = 1e-3  # Of simulated episodes.
 REACHED_SHARE = 0.5  # Of the success of the best known codes on the unseen task.
 
 
@@ -292,6 +293,34 @@ def better_than_raw(internal: Result, raw: Result) -> Finding:
   return Finding('Against raw-action RL', ok, found)
 
 
+def simulation_holds(results: Mapping[str, Result]) -> Finding | None:
+  """How many simulated episodes blew up, of all whose ends were counted? None where none can."""
+  counts = list(_simulated(results))
+  episodes, diverged = (
+    (round(sum(column)) for column in zip(*counts, strict=True)) if counts else (0, 0)
+  )
+  if not episodes:
+    return None
+  found = f'The simulation blew up in {diverged:,} of {episodes:,} episodes.'
+  cure = (
+    ' They count as failures and are left out of nothing; more solver iterations or a shorter time '
+    'step make it hold.'
+  )
+  ok = diverged <= BLOWN_UP_SHARE * episodes
+  return Finding('Simulation', ok, found + ('' if ok else cure))
+
+
+def _simulated(tree: Any) -> Iterator[tuple[float, float]]:
+  """Yields, for every success rate of a simulation, episodes and how many of them blew up."""
+  if isinstance(tree, Mapping):
+    if {'episodes', 'diverged'} <= tree.keys():
+      yield tree['episodes'], tree['episodes'] * tree['diverged']
+    tree = list(tree.values())
+  if isinstance(tree, Sequence) and not isinstance(tree, str):
+    for item in tree:
+      yield from _simulated(item)
+
+
 # A check needs stages, or single fields of their results: not every world has exact floors. It can
 # do without what has a question mark.
 CHECKS: tuple[tuple[Callable[..., Finding], tuple[str, ...]], ...] = (
@@ -325,8 +354,12 @@ def diagnose(results: Mapping[str, Result]) -> list[Finding]:
     result = results.get(stage)
     return result if result is not None and (not field or field in result) else None
 
+  simulation = simulation_holds(results)
   return [
-    check(*map(found, needs))
-    for check, needs in CHECKS
-    if all(found(need) is not None for need in needs if not need.endswith('?'))
+    *([] if simulation is None else [simulation]),
+    *(
+      check(*map(found, needs))
+      for check, needs in CHECKS
+      if all(found(need) is not None for need in needs if not need.endswith('?'))
+    ),
   ]

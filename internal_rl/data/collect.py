@@ -4,6 +4,7 @@ No file of a finished shard is ever written again, and the manifest lists finish
 interrupted collection resumes exactly.
 """
 
+import collections
 import functools
 import json
 import os
@@ -19,6 +20,7 @@ from internal_rl.types import Key
 
 # Collecting gives up when fewer are kept, once so many episodes were drawn for one shard.
 MIN_KEPT, ENOUGH = 0.01, 1000
+Settle = Callable[[PyTree], tuple[PyTree, dict[str, int]]]
 
 
 def collect(
@@ -27,7 +29,7 @@ def collect(
   num_shards: int,
   seed: int,
   config: dict[str, Any],
-  keep: Callable[[PyTree], np.ndarray] | None = None,
+  settle: Settle | None = None,
   size: int = 0,
 ) -> None:
   """Collects `num_shards` shards, shard `i` being `generate` of a key that depends on `(seed, i)`.
@@ -43,9 +45,10 @@ def collect(
     num_shards: shards wanted in all.
     seed: of the collection.
     config: what `generate` depends on, as JSON; recorded, and compared on resuming.
-    keep: which episodes are stored, a bool each; `generate` then is called, with other keys, until
-      they fill a shard. The manifest counts the others, shard by shard. By default all are.
-    size: episodes of a shard; with `keep` only.
+    settle: returns what is stored of generated episodes, and counts of whatever is not, which the
+      manifest sums shard by shard; `generate` then is called, with other keys, until the stored
+      ones fill a shard. By default all are.
+    size: episodes of a shard; with `settle` only.
 
   Raises:
     ValueError: if the folder holds shards of another seed or config, if shards do not match, or if
@@ -58,7 +61,7 @@ def collect(
     manifest = _resume(directory, manifest)
   for index in range(len(manifest['shards']), num_shards):
     key = jax.random.fold_in(jax.random.key(seed), index)
-    tree, facts = (generate(key), {}) if keep is None else _fill(generate, key, keep, size)
+    tree, facts = (generate(key), {}) if settle is None else _fill(generate, key, settle, size)
     leaves = {name: _narrow(np.asarray(leaf)) for name, leaf in named_leaves(jax.device_get(tree))}
     _check(leaves, manifest['shards'])
     manifest['shards'].append({**_write_shard(directory, index, leaves), **facts})
@@ -67,23 +70,29 @@ def collect(
 
 
 def _fill(
-  generate: Callable[[Key], PyTree], key: Key, keep: Callable[[PyTree], np.ndarray], size: int
+  generate: Callable[[Key], PyTree], key: Key, settle: Settle, size: int
 ) -> tuple[PyTree, dict[str, int]]:
-  """Returns the first `size` episodes that are kept, and how many were not until then."""
+  """Returns the first `size` episodes that are stored, and the counts until then."""
   parts: list[PyTree] = []
+  counts = collections.Counter[str]()
   kept = drawn = 0
   while kept < size:
     episodes = jax.device_get(generate(jax.random.fold_in(key, len(parts))))
-    kept_here = np.asarray(keep(episodes))
-    parts.append(jax.tree.map(lambda x, rows=kept_here: x[rows], episodes))
-    kept, drawn = kept + int(kept_here.sum()), drawn + len(kept_here)
+    stored, counted = settle(episodes)
+    parts.append(stored)
+    counts.update(counted)
+    kept, drawn = kept + _length(stored), drawn + _length(episodes)
     if drawn >= ENOUGH and kept < MIN_KEPT * drawn:
       raise ValueError(
         f'of {drawn} episodes {kept} are successful, less than {MIN_KEPT:.0%}: too few to collect; '
         'train the expert longer'
       )
   whole = jax.tree.map(lambda *x: np.concatenate(x)[:size], *parts)
-  return whole, {'failed': drawn - kept}
+  return whole, dict(counts)
+
+
+def _length(episodes: PyTree) -> int:
+  return len(jax.tree.leaves(episodes)[0])
 
 
 def _resume(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,11 @@ from internal_rl.envs.tasks import TaskFamily, Tasks
 from internal_rl.types import Key, TimeStep
 
 OFF_GRID = ('clamp', 'end')
+FRAMES = ('world', 'heading')
+_LEAST_HEADING = 1e-6  # Of an ant that stands on end, none.
 # Where no episode goes on, whatever the task.
 ENDS = ('fell', 'jumped too high', 'walked into a wall', 'left the grid')
+# Height, orientation as a quaternion, joints, velocities.
 PROPRIOCEPTION = ant_body.NUM_POSITIONS - 2 + ant_body.NUM_VELOCITIES
 
 
@@ -67,6 +70,8 @@ class Ant:
     off_grid: what happens beyond the border, which the paper leaves open. Its list of ends does
       not name it, so by default ('clamp') the ant counts as inside the nearest border cell; with
       'end' it ends the episode as a wall does.
+    frame: how orientation, velocities and ways are told, which the paper leaves open; see
+      `observe`. 'world' is MuJoCo's state as it is; from 'heading', torques are learnt faster.
     healthy: heights of the torso between which an episode goes on, metres.
     noise: joint angles (radians) and velocities (rad/s) start this close to the default pose.
     body: the physics.
@@ -81,6 +86,7 @@ class Ant:
   resample: bool = True
   cell_size: float = 2.0
   off_grid: str = 'clamp'
+  frame: str = 'world'
   healthy: tuple[float, float] = (0.2, 1.0)
   noise: float = 0.1
   body: AntBody = dataclasses.field(default_factory=AntBody)
@@ -91,6 +97,8 @@ class Ant:
     )
     if self.off_grid not in OFF_GRID:
       raise ValueError(f'env.off_grid={self.off_grid!r}: must be one of {OFF_GRID}')
+    if self.frame not in FRAMES:
+      raise ValueError(f'env.frame={self.frame!r}: must be one of {FRAMES}')
     if self.cell_size <= 0:
       raise ValueError(f'env.cell_size={self.cell_size}: must be positive')
 
@@ -100,7 +108,8 @@ class Ant:
 
   @property
   def observation_size(self) -> int:
-    return PROPRIOCEPTION + 2 + 2 * (self.num_objects + self.num_walls) + 2
+    ways = 2 * (self.num_objects + self.num_walls)
+    return PROPRIOCEPTION + 2 + ways + 2 + (self.frame == 'heading') * (1 + ways)
 
   @property
   def num_actions(self) -> int:
@@ -134,14 +143,32 @@ class Ant:
 
     Symlog of the height, orientation, joint angles and all velocities; global x, y in [-1, 1] on
     the grid; for every object, then every wall, the way from the ant to its centre; x, y within the
-    current cell, in [-1, 1]. All axes are the world's.
+    current cell, in [-1, 1]. In the frame 'world' orientation is a quaternion and all axes are the
+    world's, but for those of the angular velocity, which MuJoCo counts about the ant's own. In the
+    frame 'heading' orientation is the world's upward axis in the ant's own and the cosine and sine
+    of the ant's heading, velocities are along its own axes, and at the end the ways come once more,
+    ahead and to the left.
     """
-    proprioception = jnp.concatenate([body.qpos[2:], body.qvel])
     entities = jnp.concatenate([layout.objects, layout.walls])
-    offsets = (self.centre(entities) - body.place[None]) / self.half_width
+    ways = (self.centre(entities) - body.place[None]) / self.half_width
     local = 2 * (body.place - self.centre(self.cell_at(body.place))) / self.cell_size
+    orientation, velocity, ahead = body.qpos[3:7], body.qvel[:3], jnp.zeros(0)
+    if self.frame == 'heading':
+      attitude = ant_body.rotation(orientation)
+      heading = attitude[:2, 0] / jnp.maximum(jnp.linalg.norm(attitude[:2, 0]), _LEAST_HEADING)
+      turn = jnp.stack([heading, jnp.stack([-heading[1], heading[0]])], -1)
+      with jax.default_matmul_precision('highest'):
+        velocity, ahead = velocity @ attitude, (ways @ turn).reshape(-1)
+      orientation = jnp.concatenate([attitude[2], heading])
+    proprioception = [body.qpos[2:3], orientation, body.qpos[7:], velocity, body.qvel[3:]]
     return jnp.concatenate(
-      [symlog(proprioception), body.place / self.half_width, offsets.reshape(-1), local]
+      [
+        symlog(jnp.concatenate(proprioception)),
+        body.place / self.half_width,
+        ways.reshape(-1),
+        local,
+        ahead,
+      ]
     )
 
   def sample_layout(self, key: Key) -> tuple[Layout, Int[Array, '']]:

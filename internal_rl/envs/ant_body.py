@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
 
 from internal_rl.types import Key
@@ -143,6 +143,46 @@ class AntBody:
     # contacts and explicit damping leave nothing to spare.
     with jax.numpy_rank_promotion('allow'), jax.default_matmul_precision('highest'):
       return jax.lax.scan(substep, body, length=self.frame_skip)[0]
+
+  def stress(
+    self, key: Key, batch: int, steps: int, constant: bool | Bool[Array, '']
+  ) -> Int[Array, '']:
+    """Counts how often the simulation blows up under torques that nobody chose.
+
+    Args:
+      key: consumed.
+      batch: bodies side by side; one that blows up begins anew.
+      steps: control steps of each.
+      constant: whether a body's torques stay at one corner of their range, where the 256 corners
+        take turns from body to body, or are uniform at every step.
+    """
+    spawn = jax.vmap(lambda key: self.spawn(key, jnp.zeros(2), 0.1))
+    corners = 2.0 * (jnp.arange(batch)[:, None] >> jnp.arange(NUM_JOINTS)[None] & 1) - 1
+
+    def step(bodies: Body, key: Key):
+      torque_key, spawn_key = jax.random.split(key)
+      random = jax.random.uniform(torque_key, corners.shape, minval=-1.0)
+      after = jax.vmap(self.advance)(bodies, jnp.where(constant, corners, random))
+      sound = jax.vmap(is_sound)(after)
+      fresh = spawn(jax.random.split(spawn_key, batch))
+      choose = lambda new, old: jnp.where(sound[:, None], old, new)
+      return jax.tree.map(choose, fresh, after), (~sound).sum()
+
+    start_key, steps_key = jax.random.split(key)
+    start = spawn(jax.random.split(start_key, batch))
+    return jax.lax.scan(step, start, jax.random.split(steps_key, steps))[1].sum()
+
+
+def rotation(quaternion: Float[Array, ' 4']) -> Float[Array, '3 3']:
+  """Returns the matrix of a unit quaternion, w first: from the body's axes to the world's."""
+  w, x, y, z = quaternion
+  return jnp.stack(
+    [
+      jnp.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]),
+      jnp.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]),
+      jnp.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]),
+    ]
+  )
 
 
 def is_sound(body: Body) -> Bool[Array, '']:

@@ -38,6 +38,7 @@ class Episodes:
     segments: how many subgoals were completed before each. Analysis only.
     tasks: index of each episode's task.
     rejected: unsolvable layouts that were rejected on the way to each episode's.
+    diverged: whether the simulation blew up; counted and not stored, so None where it was read.
   """
 
   layout: Layout
@@ -49,6 +50,7 @@ class Episodes:
   segments: Int[Array, 'b t']
   tasks: Int[Array, ' b']
   rejected: Int[Array, ' b']
+  diverged: Bool[Array, ' b'] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,9 @@ class AntExpert:
   def description(self) -> dict[str, Any]:
     """What its demonstrations depend on, beside their length and what it has learnt."""
     actor = dataclasses.asdict(self.actor)
-    return {'env': actor['guide'].pop('env'), 'noisy': self.noisy, 'actor': actor}
+    env = actor['guide'].pop('env')
+    del env['frame']  # Of observations, which are rendered from what is stored.
+    return {'env': env, 'noisy': self.noisy, 'actor': actor}
 
   def act(self, key: Key, guided: Guided) -> Float[Array, ' 8']:
     """Returns torques for one control step of an unbatched episode."""
@@ -174,6 +178,7 @@ class AntExpert:
       segments=segments,
       tasks=task,
       rejected=first.rejected,
+      diverged=last.diverged,
     )
 
   def nll(self, episodes: Episodes) -> Float[Array, 'b t']:

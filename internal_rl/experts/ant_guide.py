@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from internal_rl.envs import pinpad, shortest_path
 from internal_rl.envs.ant import Ant, State
-from internal_rl.envs.ant_body import NUM_JOINTS, NUM_LEGS
+from internal_rl.envs.ant_body import NUM_JOINTS, NUM_LEGS, rotation
 from internal_rl.envs.pinpad import Layout
 
 # The moves of shortest_path, as steps along x and y.
@@ -137,18 +137,6 @@ class Guide:
     onward = jnp.asarray(STEPS)[guided.route[target, ahead]] * (ahead != goal)
     local = 2 * (place - centre) / env.cell_size
     return jnp.concatenate([to_path @ local, to_path @ onward, deadly.astype(jnp.float32)])
-
-
-def rotation(quaternion: Float[Array, ' 4']) -> Float[Array, '3 3']:
-  """Returns the matrix of a unit quaternion, w first: from the body's axes to the world's."""
-  w, x, y, z = quaternion
-  return jnp.stack(
-    [
-      jnp.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]),
-      jnp.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]),
-      jnp.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]),
-    ]
-  )
 
 
 def from_legs(joints: Float[Array, ' 8'], quarter: Int[Array, '']) -> Float[Array, ' 8']:

@@ -201,9 +201,10 @@ class Trainer:
       choose = lambda new, old: jnp.where(
         timestep.done.reshape(-1, *[1] * (old.ndim - 1)), new, old
       )
-      return jax.tree.map(choose, fresh, following), (transition, timestep, following.state.time)
+      ends = following.state.time, following.state.diverged
+      return jax.tree.map(choose, fresh, following), (transition, timestep, ends)
 
-    guided, (transition, timestep, times) = jax.lax.scan(
+    guided, (transition, timestep, (times, diverged)) = jax.lax.scan(
       step, guided, jax.random.split(key, self.unroll)
     )
     after = jax.vmap(self.actor.guide.features)(guided)
@@ -214,6 +215,7 @@ class Trainer:
     metrics = {
       'success': timestep.reward.sum() / ended,
       'length': (times * timestep.done).sum() / ended,
+      'diverged': (diverged & timestep.done).sum() / ended,
       'reward': transition.reward.mean(),
     }
     return guided, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transition), metrics

@@ -102,10 +102,12 @@ def learn(
 def rollout_metrics(batch: Any) -> dict[str, Float[Array, '']]:
   """Returns what an update reports of its episodes, `Decisions` or `RawEpisodes`."""
   decisions, dropped = batch.mask.sum(), getattr(batch, 'dropped', jnp.zeros(())).sum()
+  diverged = getattr(batch.final, 'diverged', None)  # Only a simulation can.
   return {
     'success': batch.returns.mean(),
     'length': batch.lengths.mean(),
     'decisions': (decisions + dropped) / batch.returns.shape[0],
     'decisions_dropped': dropped / (decisions + dropped),
     'colours_visited': batch.final.progress.stage.mean(),
+    **({} if diverged is None else {'diverged': diverged.mean()}),
   }

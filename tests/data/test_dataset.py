@@ -132,8 +132,11 @@ def test_resuming_something_else_is_refused(store, seed, config, message):
 
 
 def test_only_episodes_that_are_kept_are_stored_and_the_others_counted(tmp_path):
-  keep = lambda episodes: episodes.mask[:, 0]
-  wanted = dict(seed=7, config=CONFIG, keep=keep, size=6)
+  def settle(episodes):
+    kept = np.asarray(episodes.mask[:, 0])
+    return jax.tree.map(lambda x: x[kept], episodes), {'failed': int((~kept).sum())}
+
+  wanted = dict(seed=7, config=CONFIG, settle=settle, size=6)
   collect(tmp_path / 'whole', walks, 3, **wanted)
   dataset = Dataset.open(tmp_path / 'whole', LIKE)
   shards = dataset.manifest['shards']
@@ -154,9 +157,9 @@ def test_only_episodes_that_are_kept_are_stored_and_the_others_counted(tmp_path)
 
 
 def test_collecting_from_an_expert_that_hardly_succeeds_is_given_up(tmp_path):
-  never = lambda episodes: np.zeros(len(episodes.mask), bool)
+  never = lambda episodes: (jax.tree.map(lambda x: x[:0], episodes), {})
   with pytest.raises(ValueError, match=r'of 1000 episodes 0 are successful.*train the expert'):
-    collect(tmp_path, jax.jit(walks), 1, 7, CONFIG, keep=never, size=6)
+    collect(tmp_path, jax.jit(walks), 1, 7, CONFIG, settle=never, size=6)
 
 
 def test_shards_that_do_not_match_are_refused(store, tmp_path):
