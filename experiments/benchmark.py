@@ -29,8 +29,8 @@ from typing import Any, Protocol
 import jax
 from absl import app, flags, logging
 
-from experiments import artifacts, benchmark_cases, common, rivals
-from experiments.benchmark_cases import Case
+from experiments import artifacts, benchmark_case, benchmark_cases, common, rivals
+from experiments.benchmark_case import Case
 from internal_rl.analysis import speed
 from internal_rl.training.flops import matmul_flops
 
@@ -209,7 +209,7 @@ def write(config: common.Config, rows: list[Row]) -> None:
   """Writes what has been measured, with everything needed to measure it again."""
   result = {
     'device': f'{jax.devices()[0].device_kind} x {jax.device_count()}',
-    'cpus': benchmark_cases.cores(),
+    'cpus': benchmark_case.cores(),
     'jax': jax.__version__,
     'commit': artifacts.commit(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 from mujoco import mjx, rollout
 
-from experiments.benchmark_cases import Case, Cases, cores
+from experiments.benchmark_case import Case, Cases, cores
 from internal_rl.envs.ant_body import AntBody
 
 Inputs = Callable[[jax.Array], tuple]

@@ -7,7 +7,6 @@ or into `data` in the workdir. The ant's stages read them there. The gridworld's
 demonstrations as they train, unless `--config.data.directory=...` makes them read a store.
 """
 
-import collections
 import functools
 import os
 import time
@@ -21,7 +20,7 @@ from internal_rl.data.collect import collect
 from internal_rl.data.dataset import Dataset
 from internal_rl.data.demonstrations import Demonstrations
 
-COUNTED = ('failed', 'diverged')
+COUNTED = ('failed', 'blown_up')
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -60,18 +59,23 @@ def _store(config: common.Config, workdir: str, clean: bool, directory: str) -> 
   )
   store = Dataset.open(directory)
   store.verify()
-  counts = collections.Counter[str]()
-  for shard in store.manifest['shards']:
-    counts.update({name: shard[name] for name in COUNTED if name in shard})
+  shards = store.manifest['shards']
+  # Shards that were collected before something was counted say nothing of it.
+  counted = [name for name in COUNTED if all(name in shard for shard in shards)]
+  counts = {name: sum(shard[name] for shard in shards) for name in counted}
   return {'episodes': len(store), **counts}
 
 
 def _settle(episodes: Any) -> tuple[Any, dict[str, int]]:
-  """Returns the successful episodes, and how many failed, in how many the simulation blew up."""
+  """Returns the successful episodes, and how many others there were.
+
+  Those that were not done by the horizon failed, too; so did those whose simulation blew up, which
+  are counted once more by themselves.
+  """
   successful = np.asarray(episodes.mask)[:, 0]
   counts = {'failed': int((~successful).sum())}
   if hasattr(episodes, 'diverged'):
-    counts['diverged'] = int(np.sum(episodes.diverged))
+    counts['blown_up'] = int(np.sum(episodes.diverged))
     episodes = episodes.replace(diverged=None)
   return jax.tree.map(lambda x: x[successful], episodes), counts
 

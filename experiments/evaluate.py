@@ -39,7 +39,8 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     except FileNotFoundError as error:
       logging.warning('evaluate: no %s: %s', name, error)
       missing[name] = error
-  if not any(values.values()):
+  # Of a world alone nobody asks for an evaluation.
+  if not any(value for name, value in values.items() if name != 'simulation'):
     raise next(iter(missing.values()))
   values['missing'] = list(missing)
   return artifacts.write_result(config, workdir, 'evaluate', values, started)
@@ -82,43 +83,39 @@ def _expert_success(config: common.Config, workdir: str) -> dict[str, Any]:
       common.key_for(config, 'expert success'), -(-section.episodes // section.batch)
     )
     rows = [play(expert, key) for key in keys]
-    outcome = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    found[name] = common.share(outcome.pop('success'))
-    found[name] |= {name: float(values.mean()) for name, values in outcome.items()}
+    outcome = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    found[name] = common.share(outcome['success'])
+    if 'diverged' in outcome:
+      found[name]['diverged'] = float(outcome['diverged'].mean())
     logging.info('expert, %s tasks: %s', name.replace('_', '-'), found[name])
   return found
 
 
 def _outcome(episodes: Any) -> dict[str, jax.Array]:
   """Returns what demonstrations came to, a bool each; only a simulation can blow up."""
-  simulated = hasattr(episodes, 'diverged')
-  return {
-    'success': episodes.mask[:, 0],
-    **({'diverged': episodes.diverged} if simulated else {}),
-  }
+  outcome = {'success': episodes.mask[:, 0]}
+  return outcome | {'diverged': episodes.diverged} if hasattr(episodes, 'diverged') else outcome
 
 
 def _simulation(config: common.Config, workdir: str) -> dict[str, Any]:
-  """How often the physics blows up under torques that nobody chose, of a world that has any.
+  """How often the physics blows up under torques that nobody chose, in a world that has any.
 
-  As many control steps as `evaluate.episodes` episodes have, under random torques and again under
-  constant ones, each of the 256 corners in turn. Nothing ends them, so that the ant comes into all
-  sorts of trouble; one whose simulation blew up begins anew.
+  `evaluate.stress_steps` control steps with random torques, and as many with constant ones. Nothing
+  ends them, so that the ant comes into all sorts of trouble.
   """
   del workdir
-  section = config.evaluate
-  if config.env.kind != 'ant':
+  if not config.evaluate.get('stress_steps', 0):
     return {}
   env: Any = common.environment(config)
-  stress = jax.jit(functools.partial(env.body.stress, batch=section.batch, steps=env.time_limit))
-  keys = jax.random.split(
-    common.key_for(config, 'simulation'), -(-section.episodes // section.batch)
-  )
-  count = len(keys) * section.batch * env.time_limit
-  kinds = {'random': False, 'constant': True}
+  batch = config.evaluate.batch
+  steps = -(-config.evaluate.stress_steps // batch)
+  stress = jax.jit(functools.partial(env.body.stress, batch=batch, steps=steps))
   return {
-    name: {'steps': count, 'blown_up': sum(int(stress(key, constant=constant)) for key in keys)}
-    for name, constant in kinds.items()
+    kind: {
+      'steps': batch * steps,
+      'blown_up': stress(common.key_for(config, 'simulation', kind), constant=constant),
+    }
+    for kind, constant in {'random': False, 'constant': True}.items()
   }
 
 

@@ -1,9 +1,10 @@
-"""Counts what a gridworld's stages have to compute, and how long that takes at a given speed.
+"""Counts what the stages have to compute, and how long that takes at a given speed.
 
   python -m experiments.flops --config=configs/gridworld.py:paper --tflops=20
 
 Nothing is run: matrix products are counted in the update's own program at the config's own sizes.
-Making demonstrations, evaluations and the `evaluate` stage are left out. Episodes of reinforcement
+Making demonstrations, evaluations and the `evaluate` stage are left out; of the ant's physics only
+matrix products are counted, and it takes longer than they do. Episodes of reinforcement
 are taken to last until the time limit, which bounds them from above.
 """
 
@@ -16,12 +17,10 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from experiments import benchmark_cases, common
-from internal_rl.baselines import raw_rl
 from internal_rl.control.closed_loop import BaseRollout
 from internal_rl.control.controller import Controller
 from internal_rl.control.probe import LayerProbes
 from internal_rl.models.sequence_model import SequenceModel
-from internal_rl.rl import learner
 from internal_rl.training.flops import matmul_flops
 
 _TFLOPS = flags.DEFINE_float('tflops', 20.0, 'Speed to reckon with, 1e12 operations a second.')
@@ -47,13 +46,18 @@ class Cost:
 
 def costs(config: common.Config) -> dict[str, Cost]:
   """Returns the cost of every stage, by stage."""
-  if config.env.kind != 'gridworld':
-    raise ValueError(f"env.kind={config.env.kind!r}: only the gridworld's FLOPs are counted")
+  if config.env.kind == 'ant' and config.env.body.iterations > 1:
+    raise ValueError(
+      f'env.body.iterations={config.env.body.iterations}: must be 1, since a solver that may end '
+      'early does an unknown number of products'
+    )
   section = config.reinforce
   internal = section.steps * section.seeds * len(section.learning_rates)
   raw = section.steps * section.seeds * len(section.raw_learning_rates)
   milestones = sum(step < config.pretrain.steps for step in config.pretrain.milestones)
+  demonstrator = {'expert': Cost(expert_flops(config), config.expert.steps)}
   return {
+    **(demonstrator if common.learns_expert(config) else {}),
     'pretrain': Cost(case_flops(config, 'pretrain', config.pretrain.batch), config.pretrain.steps),
     'probe': Cost(probe_flops(config), config.probe.steps * (1 + milestones)),
     'control': Cost(control_flops(config), config.control.steps),
@@ -83,8 +87,21 @@ def _stream(config: common.Config, batch: int) -> tuple[SequenceModel, Any, Any]
   """Returns the base model, and the shapes of its parameters and of a batch it reads."""
   size = common.environment(config).observation_size
   model = common.base_model(config)
-  observations = jax.ShapeDtypeStruct((batch, config.data.horizon, size), jnp.uint8)
+  observations = jax.ShapeDtypeStruct((batch, config.data.horizon, size), jnp.float32)
   return model, jax.eval_shape(model.init, jax.random.key(0), observations), observations
+
+
+def expert_flops(config: common.Config) -> float:
+  """Counts one update of the expert that is trained, PPO's, with the physics it acts in."""
+  section, env = config.expert, common.environment(config)
+  trainer = common.ant().trainer(config, env)
+  tx = common.optimiser(section, gradient_steps=section.epochs * section.minibatches)
+  params, statistics, guided = jax.eval_shape(trainer.init, jax.random.key(0))
+  params = {**params, 'statistics': statistics}
+  opt_state = jax.eval_shape(tx.init, {name: params[name] for name in ('policy', 'value')})
+  update = functools.partial(trainer.update, tx)
+  # Loops without a fixed length draw layouts, and have no products.
+  return matmul_flops(update, params, opt_state, guided, jax.random.key(0), trips=1)
 
 
 def probe_flops(config: common.Config) -> float:
@@ -112,7 +129,8 @@ def control_flops(config: common.Config) -> float:
     def loss(params, base, x, code):
       e = lower(base, x)
       controlled = e + controller.apply(params, code, e)
-      return model.apply(base, controlled, layer, method=SequenceModel.upper).action.logits.sum()
+      action = model.apply(base, controlled, layer, method=SequenceModel.upper).action
+      return sum(x.sum() for x in jax.tree.leaves(action))
 
     e = jax.eval_shape(lower, base, observations)
     params = jax.eval_shape(controller.init, jax.random.key(0), code, e)
@@ -126,17 +144,11 @@ def raw_flops(config: common.Config) -> float:
   section, env = config.reinforce, common.post_training_environment(config)
   model, base, _ = _stream(config, 1)
   rollout = BaseRollout(env, model)
-  tx = common.optimiser(section, 1.0)
-  how = learner.LearnerConfig(section.epochs, section.minibatches)
-  score = lambda params, batch: raw_rl.evaluate(model, params, batch)
   play = lambda params, key, tasks: rollout(params, key, tasks).replace(final=None)
-  learn = functools.partial(learner.learn, how, tx, score)
-  key, tasks = jax.random.key(0), common.task_batch(env, section.batch)
-  episodes = jax.eval_shape(play, base, key, tasks)
+  key, task = jax.random.key(0), common.task_batch(env, 1)
   # As above, of a single episode.
-  playing = section.batch * matmul_flops(play, base, key, tasks[:1], trips=section.time_limit)
-  learning = matmul_flops(learn, base, jax.eval_shape(tx.init, base), episodes, key)
-  return playing + learning
+  playing = section.batch * matmul_flops(play, base, key, task, trips=section.time_limit)
+  return playing + case_flops(config, 'raw_update', section.batch)
 
 
 def table(found: dict[str, Cost], tflops: float) -> str:

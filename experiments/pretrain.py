@@ -18,6 +18,8 @@ from internal_rl.training import loop, metrics
 from internal_rl.training import state as state_lib
 from internal_rl.types import Params, Trajectories
 
+SINCE_TURN = 20  # Steps after a turn that are told apart.
+
 
 def losses(
   model: SequenceModel, params: Params, batch: Trajectories
@@ -73,11 +75,18 @@ def run(config: common.Config, workdir: str) -> dict[str, Any]:
     return values | gap
 
   def by_stage(params, key, held_out, told):
-    """Means on the way to each colour of a task, which tell what a model has yet to learn."""
+    """Means on the way to each colour of a task, which tell what a model has yet to learn.
+
+    Where the expert is at hand, who knows the way, also by how long ago the ant's way on changed.
+    """
     values, stage, mask = measure(params, key, held_out, told)
-    stages = int(expert.env.tasks.lengths.max())
+    groups = {'by_stage': (stage, int(expert.env.tasks.lengths.max()))}
+    if told is not None:
+      episodes = data.episodes(key, section.eval_batch, held_out)
+      groups['since_turn'] = (told.since_turn(episodes), SINCE_TURN)
     return {
-      f'{name}_by_stage': bayes.mean_by_stage(value, stage, mask, stages)
+      f'{name}_{group}': bayes.mean_by_group(value, index, mask, count)
+      for group, (index, count) in groups.items()
       for name, value in values.items()
     }
 

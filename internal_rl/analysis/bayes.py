@@ -162,15 +162,16 @@ def known_beliefs(expert: Any, episodes: Any) -> Beliefs | None:
   return beliefs(expert, episodes) if isinstance(expert, GridworldExpert) else None
 
 
-def mean_by_stage(
-  values: Float[Array, 'b t'], stage: Int[Array, 'b t'], mask: Bool[Array, 'b t'], stages: int
-) -> Float[Array, ' stages']:
-  """Returns the mean of per-step `values` on the way to a task's 1st, 2nd, .. colour.
+def mean_by_group(
+  values: Float[Array, 'b t'], group: Int[Array, 'b t'], mask: Bool[Array, 'b t'], groups: int
+) -> Float[Array, ' groups']:
+  """Returns the mean of per-step `values` for each group of steps, those beyond `groups` left out.
 
-  A base model's loss beside `bayes_nll` tells what it has yet to learn: where a subgoal begins, to
-  infer the task; within a subgoal, which colour ends it. NaN for a stage that no episode is at.
+  By the colour that a step is on the way to, a base model's loss beside `bayes_nll` tells what it
+  has yet to learn: where a subgoal begins, to infer the task; within a subgoal, which colour ends
+  it. NaN for a group without steps.
   """
-  weights = jax.nn.one_hot(stage, stages) * mask[..., None]
+  weights = jax.nn.one_hot(group, groups) * mask[..., None]
   sums = jnp.einsum('bt,bts->s', jnp.where(mask, values, 0.0), weights)
   return sums / weights.sum((0, 1))
 

@@ -303,18 +303,20 @@ def simulation_holds(results: Mapping[str, Result]) -> Finding | None:
     return None
   found = f'The simulation blew up in {diverged:,} of {episodes:,} episodes.'
   cure = (
-    ' They count as failures and are left out of nothing; more solver iterations or a shorter time '
-    'step make it hold.'
+    ' They count as failures, and their last sound state was held; try more solver iterations or '
+    'a shorter time step.'
   )
   ok = diverged <= BLOWN_UP_SHARE * episodes
   return Finding('Simulation', ok, found + ('' if ok else cure))
 
 
 def _simulated(tree: Any) -> Iterator[tuple[float, float]]:
-  """Yields, for every success rate of a simulation, episodes and how many of them blew up."""
+  """Yields, for every success rate and store of a simulation, episodes and how many blew up."""
   if isinstance(tree, Mapping):
     if {'episodes', 'diverged'} <= tree.keys():
       yield tree['episodes'], tree['episodes'] * tree['diverged']
+    elif {'episodes', 'failed', 'blown_up'} <= tree.keys():
+      yield tree['episodes'] + tree['failed'], tree['blown_up']
     tree = list(tree.values())
   if isinstance(tree, Sequence) and not isinstance(tree, str):
     for item in tree:

@@ -131,11 +131,13 @@ def pretraining(runs: Sequence[Row]) -> Figure:
     runs: one a seed, each with `curve`, which has `step` (updates) and `eval/nll` (held-out action
       loss, nats a step). Where the floors are known also `bayes_nll` and `goal_nll`, the losses of
       the Bayes predictor and of the predictor that is told the goal on the same episodes, or
-      `expert_nll`, of the expert. With `nll_by_stage` and the like the last panel shows the loss on
-      the way to the 1st, 2nd, .. colour of a task.
+      `expert_nll`, of the expert. With `nll_by_stage` and the like a panel shows the loss on the
+      way to the 1st, 2nd, .. colour of a task, with `nll_since_turn` one 0, 1, .. steps after a
+      turn.
   """
   floors, staged = _column(runs, 'bayes_nll'), bool(_column(runs, 'nll_by_stage'))
-  figure, axes = _panels(1 + bool(floors) + staged)
+  turned = bool(_column(runs, 'nll_since_turn'))
+  figure, axes = _panels(1 + bool(floors) + staged + turned)
   steps = runs[0]['curve']['step']
   nll = [run['curve']['eval/nll'] for run in runs]
   _band(axes[0], steps, nll, color=BLUE, label='base model')
@@ -152,21 +154,31 @@ def pretraining(runs: Sequence[Row]) -> Figure:
     axes[1].set(
       xlabel='updates', ylabel='above the floor, nats a step', title='Distance to the floor'
     )
+  rest = iter(axes[1 + bool(floors) :])
+  if turned:
+    _grouped_losses(axis := next(rest), runs, 'since_turn', 0)
+    axis.set(xlabel="steps since the way on from the ant's cell changed", title='After a turn')
   if staged:
-    for marker, style, colour, label, name in (
-      ('o', '-', BLUE, 'base model', 'nll_by_stage'),
-      ('s', '--', INK, 'Bayes predictor', 'bayes_nll_by_stage'),
-      ('^', ':', MUTED, 'told the goal', 'goal_nll_by_stage'),
-      ('s', '--', INK, 'expert, told the way', 'expert_nll_by_stage'),
-    ):
-      if rows := _column(runs, name):
-        stages, look = range(1, len(rows[0]) + 1), dict[str, Any](marker=marker, linestyle=style)
-        _band(axes[-1], stages, rows, color=colour, label=label, **look)
-    axes[-1].set(xlabel='colour on the way to', ylabel='action loss, nats a step', title='By stage')
-    axes[-1].set_ylim(0 if floors else None)
-    _integer_axis(axes[-1].xaxis)
-    axes[-1].legend()
+    _grouped_losses(axis := next(rest), runs, 'by_stage', 1)
+    axis.set(xlabel='colour on the way to', title='By stage')
+    axis.set_ylim(0 if floors else None)
   return figure
+
+
+def _grouped_losses(axis, runs: Sequence[Row], group: str, first: int) -> None:
+  """Draws losses by group, the groups being numbered from `first`."""
+  for marker, style, colour, label, name in (
+    ('o', '-', BLUE, 'base model', 'nll'),
+    ('s', '--', INK, 'Bayes predictor', 'bayes_nll'),
+    ('^', ':', MUTED, 'told the goal', 'goal_nll'),
+    ('s', '--', INK, 'expert, told the way', 'expert_nll'),
+  ):
+    if rows := _column(runs, f'{name}_{group}'):
+      numbers = range(first, first + len(rows[0]))
+      _band(axis, numbers, rows, color=colour, label=label, marker=marker, linestyle=style)
+  axis.set_ylabel('action loss, nats a step')
+  _integer_axis(axis.xaxis)
+  axis.legend()
 
 
 @_styled
@@ -375,7 +387,9 @@ def endings(ends: Mapping[str, Mapping[str, Sequence[int]]], runs: Mapping[str, 
 
 
 @_styled
-def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
+def learning_curves(
+  curves: Mapping[str, Sequence[Sequence[Row]]], expert: Sequence[Number] = ()
+) -> Figure:
   """Figs. 8 and A5: success against episodes, linear and logarithmic.
 
   Lines are medians over seeds, bands their quartiles; where seeds are few, thin lines show each.
@@ -383,6 +397,8 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
   Args:
     curves: for each method its seeds' curves, each of rows with `episodes` and `success`. Success
       of exactly zero has no place on the logarithmic axis and leaves a gap there.
+    expert: success of the expert on this task, one a seed, where it is not perfect: what Fig. 8
+      counts as 1.
   """
   figure, axes = _panels(2, width=4.2, height=3.4)
   spare = iter(_SPARE)
@@ -397,6 +413,9 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
         shown = [value if value > 0 or not positive else np.nan for value in single]
         points = min(len(episodes), len(shown))
         axis.plot(episodes[:points], shown[:points], color=colour, linewidth=0.6, label='_single')
+  if expert:
+    for axis in axes:
+      _level(axis, expert, INK, ':', 'expert')
   axes[0].set(title='Reinforcement on the unseen task', ylim=(0, 1), ylabel='success')
   axes[1].set(title='... on a logarithmic axis')
   axes[1].set_yscale('log')

@@ -45,9 +45,9 @@ def collect(
     num_shards: shards wanted in all.
     seed: of the collection.
     config: what `generate` depends on, as JSON; recorded, and compared on resuming.
-    settle: returns what is stored of generated episodes, and counts of whatever is not, which the
-      manifest sums shard by shard; `generate` then is called, with other keys, until the stored
-      ones fill a shard. By default all are.
+    settle: returns what is stored of generated episodes, and counts of what is worth counting,
+      which the manifest sums shard by shard; `generate` then is called, with other keys, until the
+      stored ones fill a shard. By default all are.
     size: episodes of a shard; with `settle` only.
 
   Raises:

@@ -71,7 +71,7 @@ class Ant:
       not name it, so by default ('clamp') the ant counts as inside the nearest border cell; with
       'end' it ends the episode as a wall does.
     frame: how orientation, velocities and ways are told, which the paper leaves open; see
-      `observe`. 'world' is MuJoCo's state as it is; from 'heading', torques are learnt faster.
+      `observe`. 'world' is MuJoCo's state as it is; 'heading' turns it as the ant is turned.
     healthy: heights of the torso between which an episode goes on, metres.
     noise: joint angles (radians) and velocities (rad/s) start this close to the default pose.
     body: the physics.

@@ -153,11 +153,12 @@ class AntBody:
       key: consumed.
       batch: bodies side by side; one that blows up begins anew.
       steps: control steps of each.
-      constant: whether a body's torques stay at one corner of their range, where the 256 corners
-        take turns from body to body, or are uniform at every step.
+      constant: whether a body's torques stay at one corner of their range, drawn once for each, or
+        are uniform at every step.
     """
     spawn = jax.vmap(lambda key: self.spawn(key, jnp.zeros(2), 0.1))
-    corners = 2.0 * (jnp.arange(batch)[:, None] >> jnp.arange(NUM_JOINTS)[None] & 1) - 1
+    start_key, corner_key, steps_key = jax.random.split(key, 3)
+    corners = jax.random.rademacher(corner_key, (batch, NUM_JOINTS), jnp.float32)
 
     def step(bodies: Body, key: Key):
       torque_key, spawn_key = jax.random.split(key)
@@ -168,7 +169,6 @@ class AntBody:
       choose = lambda new, old: jnp.where(sound[:, None], old, new)
       return jax.tree.map(choose, fresh, after), (~sound).sum()
 
-    start_key, steps_key = jax.random.split(key)
     start = spawn(jax.random.split(start_key, batch))
     return jax.lax.scan(step, start, jax.random.split(steps_key, steps))[1].sum()
 

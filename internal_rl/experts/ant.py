@@ -188,9 +188,34 @@ class AntExpert:
     too, but nobody tells it the way. Mean and variance are those of the expert's action, the tanh
     of a Gaussian.
     """
-    return jax.lax.map(self._episode_nll, episodes, batch_size=64)  # Memory stays bounded.
 
-  def _episode_nll(self, episode: Episodes) -> Float[Array, ' t']:
+    def episode_nll(episode: Episodes) -> Float[Array, ' t']:
+      return jax.vmap(self._step_nll)(self._told(episode), episode.actions)
+
+    return jax.lax.map(episode_nll, episodes, batch_size=64)  # Memory stays bounded.
+
+  def _step_nll(self, guided: Guided, torques: Float[Array, ' 8']) -> Float[Array, '']:
+    guide = self.actor.guide
+    mean, variance = self._moments(self.actor.distribution(self.params, guide.features(guided)))
+    action = guide.action(guided, torques.astype(jnp.float32))
+    return -jax.scipy.stats.norm.logpdf(action, mean, jnp.sqrt(variance)).sum()
+
+  def since_turn(self, episodes: Episodes) -> Int[Array, 'b t']:
+    """Returns how many steps ago the way on from the ant's cell changed, or the episode began.
+
+    A model that does not foresee a turn has its losses right after one, until it sees the ant turn.
+    """
+
+    def since(episode: Episodes) -> Int[Array, ' t']:
+      moves = jax.vmap(self.actor.guide.move)(self._told(episode))
+      time = jnp.arange(len(moves))
+      turned = jnp.concatenate([jnp.array([True]), moves[1:] != moves[:-1]])
+      return time - jax.lax.cummax(jnp.where(turned, time, 0))
+
+    return jax.lax.map(since, episodes, batch_size=64)
+
+  def _told(self, episode: Episodes) -> Guided:
+    """Returns what the expert was told at every step of an episode."""
     env, guide, layout = self.env, self.actor.guide, episode.layout
     first, _ = env.start(jax.random.key(0), layout, episode.tasks)
     route = guide.route(layout)
@@ -201,15 +226,11 @@ class AntExpert:
 
     _, progress = jax.lax.scan(visit, first.progress, (cells[:-1], cells[1:]))
 
-    def step(qpos: Float[Array, ' 15'], qvel: Float[Array, ' 14'], progress: Progress, torques):
+    def at(qpos: Float[Array, ' 15'], qvel: Float[Array, ' 14'], progress: Progress) -> Guided:
       body = Body(qpos, qvel.astype(jnp.float32), jnp.zeros_like(qvel, jnp.float32))
-      guided = Guided(first.replace(body=body, progress=progress), route)
-      parameters = self.actor.distribution(self.params, guide.features(guided))
-      mean, variance = self._moments(parameters)
-      action = guide.action(guided, torques.astype(jnp.float32))
-      return -jax.scipy.stats.norm.logpdf(action, mean, jnp.sqrt(variance)).sum()
+      return Guided(first.replace(body=body, progress=progress), route)
 
-    return jax.vmap(step)(episode.qpos[:-1], episode.qvel[:-1], progress, episode.actions)
+    return jax.vmap(at)(episode.qpos[:-1], episode.qvel[:-1], progress)
 
   def _moments(self, parameters: Float[Array, ' parameters']) -> tuple[Array, Array]:
     """Returns mean and variance of the tanh of a Gaussian, by Gauss-Hermite quadrature."""

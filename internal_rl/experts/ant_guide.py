@@ -69,6 +69,11 @@ class Guide:
     distance = shortest_path.distances(layout, self.env.grid_size)
     return jnp.argmax(shortest_path.optimal_moves(distance), -1)
 
+  def move(self, guided: Guided) -> Int[Array, '']:
+    """Returns the next move of the path, a row of `STEPS`."""
+    target = pinpad.next_colour(self.env.tasks, guided.state.progress)
+    return guided.route[target, self.env.cell_at(guided.state.body.place)]
+
   def command(self, guided: Guided) -> Float[Array, ' 2']:
     """Returns the unit vector along which the ant should move, in the world's axes."""
     forward, sideways = self._path(guided)[2:]
@@ -117,7 +122,7 @@ class Guide:
     env, state = self.env, guided.state
     target = pinpad.next_colour(env.tasks, state.progress)
     cell = env.cell_at(state.body.place)
-    forward = jnp.asarray(STEPS)[guided.route[target, cell]]
+    forward = jnp.asarray(STEPS)[self.move(guided)]
     local = 2 * (state.body.place - env.centre(cell)) / env.cell_size
     return cell, state.layout.objects[target], forward, local - (local @ forward) * forward
 

@@ -147,7 +147,7 @@ def test_means_by_stage_are_those_of_a_loop_over_steps():
         assert colours[here] == int(task[visited])
         visited += 1
       rows[visited].append(float(belief.bayes_nll[i, t]))
-  got = bayes.mean_by_stage(*map(jnp.asarray, (belief.bayes_nll, belief.stage, belief.mask)), 6)
+  got = bayes.mean_by_group(*map(jnp.asarray, (belief.bayes_nll, belief.stage, belief.mask)), 6)
   np.testing.assert_allclose(got, [np.mean(row) for row in rows], rtol=1e-5)
   assert (np.diff(got)[::2] < 0).all()  # A pair's second colour follows from its first.
 

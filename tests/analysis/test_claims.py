@@ -33,6 +33,20 @@ def test_every_claim_has_its_number_beside_the_papers():
   assert sampled.bound == '0.06 on pretraining tasks, of 0.0833 for a clone of a perfect expert'
 
 
+def test_how_the_simulation_held_is_told_where_there_is_one():
+  assert not [claim for claim in rows_of(RESULTS) if 'blew up' in claim]
+  results = copy.deepcopy(RESULTS)
+  results['evaluate']['simulation'] = {
+    'random': {'steps': 500_000, 'blown_up': 0},
+    'constant': {'steps': 500_000, 'blown_up': 3},
+  }
+  rows = rows_of(results, results)
+  assert rows['Simulation blew up under random torques, control steps'].measured == '0 of 1,000,000'
+  assert rows['Simulation blew up under constant torques, control steps'].measured == (
+    '6 of 1,000,000'
+  )
+
+
 def test_probes_are_counted_early_and_late_in_pretraining_where_milestones_were_kept():
   row = 'Subgoal decoded by a linear probe, layer 2 after 1,000 updates of pretraining'
   assert rows_of(RESULTS)[row].measured == '0.4'

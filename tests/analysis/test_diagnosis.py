@@ -143,3 +143,16 @@ def test_only_what_was_measured_is_judged():
   assert 'Posterior' in names
   assert 'Policy over codes' not in names
   assert diagnosis.diagnose({}) == []
+
+
+def test_simulations_that_blew_up_are_counted_wherever_they_were_measured():
+  assert 'Simulation' not in {found.name for found in diagnosis.diagnose(HEALTHY)}
+  results = copy.deepcopy(HEALTHY)
+  results['evaluate']['base_success']['post_training'] |= {'episodes': 1000, 'diverged': 0.0}
+  results['control']['layers'][0]['post_training'] |= {'episodes': 1000, 'diverged': 0.001}
+  results['collect'] = {'D': {'episodes': 800, 'failed': 200, 'blown_up': 2}}
+  (found,) = [row for row in diagnosis.diagnose(results) if row.name == 'Simulation']
+  assert found.ok
+  assert 'in 3 of 3,000 episodes' in found.text
+  results['reinforce/raw']['runs'][0] |= {'episodes': 1000, 'diverged': 0.25}
+  assert 'in 253 of 4,000 episodes' in failures(results)['Simulation']

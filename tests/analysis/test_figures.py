@@ -43,6 +43,16 @@ def test_pretraining_shows_the_loss_its_floor_and_the_distance_between_them():
   assert right.get_yscale() == 'log'
 
 
+def test_losses_after_a_turn_have_a_panel_where_they_were_measured():
+  run = {'curve': {'step': [0, 10], 'eval/nll': [0.5, -0.2]}, 'nll_by_stage': [0.1, 0.2]}
+  run |= {'nll_since_turn': [3.0, 1.0, -2.0], 'expert_nll_since_turn': [-8.0, -8.1, -8.2]}
+  _, after, staged = figures.pretraining([run]).axes
+  np.testing.assert_allclose(lines(after)['base model'], [3.0, 1.0, -2.0])
+  np.testing.assert_allclose(lines(after)['expert, told the way'], [-8.0, -8.1, -8.2])
+  np.testing.assert_allclose(after.get_lines()[0].get_xdata(), [0, 1, 2])
+  np.testing.assert_allclose(lines(staged)['base model'], [0.1, 0.2])
+
+
 def test_several_seeds_are_drawn_as_median_and_quartiles():
   runs = [pretrained([top, 0.5, 0.3]) for top in (0.9, 1.0, 1.3, 1.5, 2.0)]
   left = figures.pretraining(runs).axes[0]
@@ -151,6 +161,13 @@ def test_learning_curves_show_median_and_quartiles_and_no_logarithm_of_zero():
   reached = band.get_paths()[0].vertices
   assert reached[reached[:, 0] == 2, 1].min() == pytest.approx(0.45)
   assert reached[reached[:, 0] == 2, 1].max() == pytest.approx(0.55)
+
+
+def test_an_imperfect_expert_is_the_level_that_learning_curves_are_held_against():
+  curves = {'internal': [[{'episodes': 0, 'success': 0.1}]]}
+  for axis in figures.learning_curves(curves, expert=[0.6, 0.7, 0.9]).axes:
+    assert set(lines(axis)['expert']) == {0.7}
+  assert 'expert' not in lines(figures.learning_curves(curves).axes[0])
 
 
 def test_endings_are_shares_of_each_methods_own_episodes_stacked_by_colours_visited():

@@ -10,6 +10,7 @@ from configs import ant
 from experiments import artifacts, evaluate, pipeline
 from internal_rl.data.dataset import Dataset
 from internal_rl.envs.ant_body import AntBody
+from tests.end_to_end.test_crosses import assert_learns_and_acts
 
 STAGES = (
   'expert',
@@ -86,13 +87,21 @@ def test_a_blind_guess_stands_beside_the_probes(run):
 
 
 def test_success_rates_tell_how_many_simulations_blew_up(run):
+  for store in ('D', 'D_star'):
+    assert result(run, 'collect')[store]['blown_up'] == 0
+  assert result(run, 'evaluate')['simulation'] == {
+    torques: {'steps': 256, 'blown_up': 0} for torques in ('random', 'constant')
+  }
+  assert 'blew up in 0 of' in (run[1] / 'report.html').read_text()
   measured = [
+    result(run, 'expert'),
+    result(run, 'evaluate')['expert_success']['pretraining'],
     result(run, 'control')['layers'][0]['post_training'],
     result(run, 'discover')['prior_success'],
     result(run, 'reinforce/raw')['runs'][0],
     result(run, 'evaluate')['base_success']['post_training'],
   ]
-  assert [row['diverged'] for row in measured] == [0, 0, 0, 0]
+  assert [row['diverged'] for row in measured] == [0] * len(measured)
 
 
 def test_stores_hold_successes_only(run):
@@ -140,3 +149,11 @@ def test_evaluation_measures_what_is_there_and_names_what_is_missing(run):
   assert set(late['goal_code_success']) == {'pretraining', 'post_training', 'lengthened'}
   assert late['goal_code_success']['lengthened'] == []
   assert set(late['code_meaning']) == {'subgoal', 'goal_cell'}
+
+
+def test_a_transformer_learns_and_acts_on_the_ant(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(AntBody, 'advance', glide)
+  config = ant.get_config('smoke')
+  config.model.kind = 'transformer'
+  config.data.directory = str(run[1] / 'data')
+  assert_learns_and_acts(config, str(tmp_path), 'query_key_value')

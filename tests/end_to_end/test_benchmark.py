@@ -12,7 +12,7 @@ import pytest
 
 from configs import ant
 from configs.gridworld import get_config
-from experiments import benchmark, benchmark_cases, rivals
+from experiments import benchmark, benchmark_rl, rivals
 from internal_rl.envs.ant_body import AntBody
 from tests.end_to_end.test_ant_pipeline import glide
 
@@ -124,7 +124,7 @@ def test_a_row_that_fails_midway_costs_the_others_nothing():
 
 
 def test_decoding_with_a_cache_and_from_the_whole_past_is_the_same_work():
-  cases = benchmark_cases.decode(get_config('smoke'), 3)
+  cases = benchmark_rl.decode(get_config('smoke'), 3)
   cached, recompute = cases['decode_cached'], cases['decode_recompute']
   arguments = cached.inputs(jax.random.key(0))
   fast, slow = (jax.jit(case.function)(*arguments).logits for case in (cached, recompute))
@@ -134,7 +134,7 @@ def test_decoding_with_a_cache_and_from_the_whole_past_is_the_same_work():
 
 
 def test_a_rollout_that_reads_the_whole_past_again_takes_the_same_steps():
-  cases = benchmark_cases.internal_steps(get_config('smoke'), 8)
+  cases = benchmark_rl.internal_steps(get_config('smoke'), 8)
   carried, again = (
     jax.jit(case.function)(*case.inputs(jax.random.key(0))) for case in cases.values()
   )
@@ -167,7 +167,14 @@ def test_the_ants_physics_rows_simulate_what_its_environment_does():
 
 @pytest.mark.parametrize(
   ('group', 'items'),
-  [('expert', 2), ('pretrain', 128), ('discover', 64), ('internal_steps', 32), ('decode', 32)],
+  [
+    ('expert', 2),
+    ('pretrain', 128),
+    ('discover', 64),
+    ('internal_steps', 32),
+    ('raw_update', 2),
+    ('decode', 32),
+  ],
 )
 def test_the_ant_has_the_gridworlds_rows(group, items, monkeypatch):
   monkeypatch.setattr(AntBody, 'advance', glide)

@@ -2,8 +2,11 @@
 
 import pytest
 
+from configs import ant
 from configs.gridworld import get_config
 from experiments import flops
+from internal_rl.envs.ant_body import AntBody
+from tests.end_to_end.test_ant_pipeline import glide
 
 WIDTH, BLOCKS, MLP, CELLS, CHANNELS, HORIZON = 256, 6, 512, 49, 13, 72
 
@@ -52,3 +55,25 @@ def test_raw_episodes_are_acted_through_once_and_learnt_from_once():
   tokens = config.reinforce.batch * steps
   counted = flops.raw_flops(config)
   assert counted == pytest.approx(4 * forward(tokens), rel=0.02)
+
+
+def test_the_ant_has_every_stage_and_its_expert(monkeypatch):
+  monkeypatch.setattr(AntBody, 'advance', glide)
+  config = ant.get_config('smoke')
+  found = flops.costs(config)
+  assert list(found) == [
+    'expert',
+    'pretrain',
+    'probe',
+    'control',
+    'discover',
+    'reinforce',
+    'reinforce --raw',
+  ]
+  assert all(cost.total > 0 for cost in found.values())
+  # Told the way, an expert of one hidden layer: features times width, width times 16 moments.
+  width, features = config.expert.width, 41
+  policy, value = width * (features + 16), width * (features + 1)
+  section, steps = config.expert, config.expert.batch * config.expert.unroll
+  learning = section.epochs * 2 * 2 * steps * (policy + value)  # Forward, and of the weights.
+  assert found['expert'].update > learning + 2 * steps * policy
