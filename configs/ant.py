@@ -192,7 +192,7 @@ def _small(config: ConfigDict) -> None:
   )
   config.probe.update(steps=1000, batch=32, learning_rate=3e-3, eval_batch=256)
   config.control.update(
-    steps=400, batch=32, learning_rate=1e-3, eval_batch=256, layers=(0, 1, 2, 3, 4)
+    steps=400, batch=32, learning_rate=1e-3, eval_batch=256, layers=(0, 2, 4)
   )
   config.discover.update(
     steps=1000,
