@@ -191,9 +191,7 @@ def _small(config: ConfigDict) -> None:
     observation_weight=0.01,
   )
   config.probe.update(steps=1000, batch=32, learning_rate=3e-3, eval_batch=256)
-  config.control.update(
-    steps=400, batch=32, learning_rate=1e-3, eval_batch=256, layers=(0, 2, 4)
-  )
+  config.control.update(steps=400, batch=32, learning_rate=1e-3, eval_batch=256, layers=(0, 2, 4))
   config.discover.update(
     steps=1000,
     batch=32,

@@ -37,10 +37,12 @@ def policy() -> CodePolicy:
   return CodePolicy(8, width=8, mlp_width=8, num_heads=2)
 
 
-def frozen(base: SequenceModel, module: Metacontroller, seed: int = 0) -> Frozen:
+def frozen(
+  base: SequenceModel, module: Metacontroller, observation_size: int = ENV.observation_size
+) -> Frozen:
   """Parameters of both; the switch is made lively, so that it opens now and then."""
-  keys = jax.random.split(jax.random.key(seed), 3)
-  observations = jnp.zeros((1, 2, ENV.observation_size))
+  keys = jax.random.split(jax.random.key(0), 3)
+  observations = jnp.zeros((1, 2, observation_size))
   base_params = base.init(keys[0], observations)
   e = base.apply(base_params, observations, method='lower')
   params = module.init(

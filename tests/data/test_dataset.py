@@ -1,6 +1,8 @@
 """Stores give back what was collected, resume exactly, sample purely and say what is broken."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +90,44 @@ def test_integers_are_stored_in_the_smallest_type_and_read_in_one_that_holds_eve
 def test_arrays_are_memory_mapped(store):
   for shard in Dataset.open(store, LIKE).shards:
     assert all(isinstance(array, np.memmap) for array in shard)
+
+
+# With a gigabyte to itself it first tries to read everything, then reads the batches.
+POOR = """
+import resource, sys
+import numpy as np
+from internal_rl.data.dataset import Dataset
+
+resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
+store = Dataset.open(sys.argv[1])
+try:
+  print(len([np.array(x) for shard in store.shards for x in shard]))
+except MemoryError:
+  print('too large')
+print([int(i) for step in range(400) for i in store.batch(7, step, 4)['number'][:, -1]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere the limit does not hold')
+def test_a_store_larger_than_memory_serves_batches(tmp_path):
+  shards, episodes, size = [], 1500, 250_000
+  for index in range(2):
+    # A sparse file of 1.5 GB; what is in it, a number an episode, takes a few megabytes.
+    path = tmp_path / f'{index}.npy'
+    array = np.lib.format.open_memmap(path, 'w+', np.float32, (episodes, size))
+    array[:, -1] = np.arange(index * episodes, (index + 1) * episodes)
+    array.flush()
+    field = {'file': path.name, 'dtype': '<f4', 'shape': [episodes, size], 'sha256': ''}
+    shards.append({'episodes': episodes, 'fields': {'number': field}})
+  (tmp_path / MANIFEST).write_text(json.dumps({'seed': 0, 'config': {}, 'shards': shards}))
+  done = subprocess.run(
+    [sys.executable, '-c', POOR, tmp_path], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-4000:]
+  too_large, numbers = done.stdout.splitlines()
+  assert too_large == 'too large'
+  drawn = [indices(7, step, 4, 2 * episodes) for step in range(400)]
+  assert json.loads(numbers) == np.concatenate(drawn).tolist()
 
 
 @pytest.mark.parametrize('at', [0, 1, 2])

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import ant, gridworld
@@ -12,7 +13,7 @@ from internal_rl.analysis import bayes
 from internal_rl.metacontroller.loss import masked_mean
 
 SHIPPED = pathlib.Path(__file__).parents[2] / 'checkpoints'
-MEGABYTES = {'ant_small': 1.0, 'gridworld_small': 1.5}
+MEGABYTES = {'ant_small': 1.5, 'gridworld_small': 1.5}
 
 
 def test_the_base_model_is_as_near_its_floor_as_its_result_says():
@@ -44,15 +45,26 @@ def test_the_metacontroller_switches_where_the_subgoal_changes():
   assert float(measure(models, jax.random.key(5))) == pytest.approx(result['f1'], abs=0.02)
 
 
-def test_the_ants_expert_walks_to_its_goals():
+def test_the_ants_base_model_is_that_of_its_preset():
   config, workdir = ant.get_config('small'), str(SHIPPED / 'ant_small')
-  assert artifacts.read_result(config, workdir, 'expert')
   assert artifacts.read_result(config, workdir, 'pretrain')
   assert artifacts.base_params(config, workdir)
-  expert = artifacts.expert(config, workdir, clean=True)
-  tasks = jnp.arange(16) % len(expert.env.tasks.lengths)
-  play = jax.jit(lambda expert, key: expert.play(key, tasks, horizon=300).mask[:, 0])
-  assert play(expert, jax.random.key(0)).mean() > 0.5  # Masked out where it failed.
+
+
+def test_the_ants_expert_walks_to_its_goals_as_often_as_the_papers():
+  config, workdir = ant.get_config('small'), str(SHIPPED / 'ant_small')
+  assert artifacts.read_result(config, workdir, 'expert')
+  family = common.family(config)
+  # One world for both kinds of task, so that it is compiled once.
+  world = common.environment(config, (*family.pretraining, family.post_training))
+  expert = artifacts.expert(config, workdir, clean=True, env=world)
+  count, seen = 64, len(family.pretraining)
+  tasks = jnp.concatenate([jnp.arange(count) % seen, jnp.full(count, seen)])
+  play = jax.jit(lambda expert, key: expert.play(key, tasks, horizon=500).mask[:, 0])
+  success = play(expert, jax.random.key(0))  # Masked out where it failed.
+  # About .8 on tasks that it was trained on and .7 on the unseen one, less three standard errors.
+  for paper, ours in ((0.8, success[:count]), (0.7, success[count:])):
+    assert ours.mean() > paper - 3 * np.sqrt(paper * (1 - paper) / count)
 
 
 @pytest.mark.parametrize('name', MEGABYTES)

@@ -15,7 +15,7 @@ from internal_rl.envs.pinpad import Layout
 from internal_rl.envs.tasks import FAMILIES
 from internal_rl.experts import ant_ppo
 from internal_rl.experts.ant import Actor, AntExpert, Episodes
-from internal_rl.experts.ant_guide import STEPS, Guide, Guided, from_legs, rotation, to_legs
+from internal_rl.experts.ant_guide import STEPS, Guide, Guided, from_legs, to_legs
 from internal_rl.training import state as state_lib
 from tests.envs import oracle
 
@@ -127,20 +127,25 @@ def test_a_quarter_turn_maps_the_model_onto_itself():
   np.testing.assert_allclose(np.roll(ours, 1, 0), feet([1, 0, 0, 0], joints), atol=1e-6)
 
 
-def test_rotation_is_mujocos():
-  quaternion = np.array([0.5, -0.1, 0.7, 0.2])
-  quaternion /= np.linalg.norm(quaternion)
-  matrix = np.zeros(9)
-  mujoco.mju_quat2Mat(matrix, quaternion)
-  np.testing.assert_allclose(rotation(jnp.asarray(quaternion)).ravel(), matrix, atol=1e-6)
+@pytest.fixture(scope='module')
+def beginning():
+  """Parameters that are trained, statistics of no features yet, and episodes at their start."""
+  return jax.jit(TRAINER.init)(jax.random.key(0))
 
 
 @pytest.fixture(scope='module')
-def trained():
+def untrained(beginning):
+  """What an expert knows before its first update."""
+  params, statistics, _ = beginning
+  return {**params, 'statistics': statistics}
+
+
+@pytest.fixture(scope='module')
+def trained(beginning, untrained):
   """Three updates, and what a second run of them gives."""
   tx = state_lib.optimiser(1e-3)
-  params, statistics, walks = jax.jit(TRAINER.init)(jax.random.key(0))
-  start = ({**params, 'statistics': statistics}, tx.init(params), walks)
+  params, _, walks = beginning
+  start = (untrained, tx.init(params), walks)
   update = jax.jit(functools.partial(TRAINER.update, tx))
   runs = []
   for _ in range(2):
@@ -174,9 +179,8 @@ def test_episodes_that_end_begin_again_with_another_layout_and_task(trained):
   assert len(np.unique(last.progress.task)) > 2
 
 
-def test_demonstrations_render_into_what_the_environment_showed():
-  params, statistics, _ = jax.jit(TRAINER.init)(jax.random.key(0))
-  expert = AntExpert({**params, 'statistics': statistics}, TRAINER.actor)
+def test_demonstrations_render_into_what_the_environment_showed(untrained):
+  expert = AntExpert(untrained, TRAINER.actor)
   episodes, batch = jax.jit(lambda e, key: ((r := e.rollout(key, 5)), e.observations(r)))(
     expert, jax.random.key(2)
   )
@@ -198,9 +202,24 @@ def test_actions_from_the_commands_view_are_torques_and_back():
   np.testing.assert_allclose(GUIDE.torques(seen, action), torques, atol=1e-6)
 
 
-def test_its_own_loss_is_that_of_a_gaussian_with_the_moments_of_its_actions():
-  params, statistics, _ = jax.jit(TRAINER.init)(jax.random.key(0))
-  expert = AntExpert({**params, 'statistics': statistics}, TRAINER.actor)
+def test_what_is_noisy_draws_its_actions_and_what_is_not_takes_the_tanh_of_their_mean(untrained):
+  noisy, clean = (AntExpert(untrained, TRAINER.actor, noisy) for noisy in (True, False))
+  here = guided(corridor(), (-0.5, 3.2), quaternion=(np.cos(0.9), 0, 0, np.sin(0.9)))
+  mean, spread = jnp.split(TRAINER.actor.distribution(untrained, GUIDE.features(here)), 2)
+  keys = jax.random.split(jax.random.key(1), 4000)
+  act = lambda expert: jax.jit(jax.vmap(expert.act, (0, None)))(keys, here)
+  actions = np.asarray(act(clean))
+  assert (actions == actions[0]).all()
+  np.testing.assert_allclose(actions[0], GUIDE.torques(here, jnp.tanh(mean)), atol=1e-6)
+  drawn = np.asarray(act(noisy))
+  assert len(np.unique(drawn[:, 0])) > 3900
+  raw = jnp.arctanh(jax.vmap(GUIDE.action, (None, 0))(here, drawn))
+  np.testing.assert_allclose(raw.mean(0), mean, atol=0.1)
+  np.testing.assert_allclose(raw.std(0), jax.nn.softplus(spread), rtol=0.1)
+
+
+def test_its_own_loss_is_that_of_a_gaussian_with_the_moments_of_its_actions(untrained):
+  expert = AntExpert(untrained, TRAINER.actor)
   tasks = jnp.array([0, 5])
   episodes = jax.jit(expert.play)(jax.random.key(3), tasks)
   found = jax.jit(expert.nll)(episodes)
@@ -218,9 +237,8 @@ def test_its_own_loss_is_that_of_a_gaussian_with_the_moments_of_its_actions():
       np.testing.assert_allclose(found[i, t], expected, atol=0.15)
 
 
-def test_its_own_loss_follows_the_colours_that_were_visited():
-  params, statistics, _ = jax.jit(TRAINER.init)(jax.random.key(0))
-  expert = AntExpert({**params, 'statistics': statistics}, TRAINER.actor)
+def test_its_own_loss_follows_the_colours_that_were_visited(untrained):
+  expert = AntExpert(untrained, TRAINER.actor)
   layout, task = corridor(), jnp.array(0)  # 0-3-2
   body = ENV.body.rest()
   at = lambda x, y: body.qpos.at[:2].set(jnp.array([x, y]))
@@ -248,6 +266,26 @@ def test_its_own_loss_follows_the_colours_that_were_visited():
 
   np.testing.assert_allclose(found, [expected(0, 0), expected(1, 1)], atol=0.05)
   assert abs(found[1] - expected(1, 0)) > 0.15
+
+
+def test_a_turn_is_where_the_expert_is_told_another_way_and_not_where_the_ant_takes_it(untrained):
+  expert = AntExpert(untrained, TRAINER.actor)
+  # East along the northern row to colour 0, and from it south to colour 3.
+  places = jnp.array([(-1, 3), (1, 3), (2.1, 3), (2.3, 3), (3, 1), (3, 0.5)], jnp.float32)
+  qpos = jnp.broadcast_to(ENV.body.rest().qpos, (6, 15)).at[:, :2].set(places)
+  nothing = jnp.zeros((1, 5))
+  episode = Episodes(
+    layout=jax.tree.map(lambda x: x[None], corridor()),
+    qpos=qpos[None],
+    qvel=jnp.zeros((1, 6, 14)),
+    actions=jnp.zeros((1, 5, 8)),
+    mask=nothing,
+    subgoals=nothing,
+    segments=nothing,
+    tasks=jnp.array([0]),
+    rejected=nothing[:, 0],
+  )
+  np.testing.assert_array_equal(expert.since_turn(episode), [[0, 1, 0, 1, 2]])
 
 
 @pytest.mark.parametrize(
