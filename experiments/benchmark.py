@@ -3,7 +3,7 @@
   python -m experiments.benchmark --config=configs/gridworld.py:paper \
     --out=results/benchmark_paper.json
   python -m experiments.benchmark --rows='decode|env_.*' --batches=64,1024 --seconds=10
-  python -m experiments.benchmark --config=configs/ant.py:small --batches=1,16,128 \
+  python -m experiments.benchmark --config=configs/ant.py:small --batches=1,16,128,1024,4096 \
     --rows='env_steps|internal_steps' --out=results/benchmark_ant.json
 
 Every call gets fresh inputs, made outside the clock, and is waited for. Rows of one group are timed

@@ -156,6 +156,7 @@ GROUPS: dict[str, Callable[[common.Config, int], Cases]] = {
   'pretrain': pretrain_update,
   'discover': discover_update,
   'internal_steps': benchmark_rl.internal_steps,
+  'internal_recompute': benchmark_rl.internal_recompute,
   'rollout': benchmark_rl.rollout,
   'policy_update': benchmark_rl.policy_update,
   'raw_update': benchmark_rl.raw_update,

@@ -79,33 +79,43 @@ class Recomputed:
 def internal_steps(config: common.Config, batch: int) -> Cases:
   """Raw steps of internal RL: policy, decoder, upper blocks, environment, lower blocks, switch.
 
-  As in `env_steps`, what has ended goes on being stepped. In the second row the base model carries
-  nothing from step to step and reads the whole past again.
+  As in `env_steps`, what has ended goes on being stepped.
   """
   play, params, frozen = _internal(config)
   steps = min(play.env.time_limit, STEPS)
-  tasks = common.task_batch(play.env, batch)
+  return {'internal_steps': _stepping(params, frozen, [(play, steps)], batch)}
 
-  def case(parts: list[tuple[InternalRollout, int]]) -> Case:
-    def function(params, frozen, carry):
-      for play, count in parts:
-        step = lambda carry, _, play=play: (play.step(params, frozen, carry), None)
-        carry, _ = jax.lax.scan(step, carry, length=count)
-      return carry
 
-    @jax.jit
-    def start(frozen, key):
-      return parts[0][0].start(frozen, jax.random.split(key, batch), tasks)
-
-    inputs = lambda key: (params, frozen, start(frozen, key))
-    return Case(function, inputs, steps * batch, 'steps')
-
-  again = []
+def internal_recompute(config: common.Config, batch: int) -> Cases:
+  """The same, and in a second row with a base model that reads the whole past again every step."""
+  play, params, frozen = _internal(config)
+  steps, again = min(play.env.time_limit, STEPS), []
   for times in np.array_split(np.arange(steps), min(PREFIX_LENGTHS, steps)):
     # The last of these steps ends by reading the observation after it.
     model: Any = Recomputed(play.model, steps + 1, int(times[-1]) + 2)
     again.append((dataclasses.replace(play, model=model), len(times)))
-  return {'internal_steps': case([(play, steps)]), 'internal_recompute': case(again)}
+  recomputed = _stepping(params, frozen, again, batch)
+  return {**internal_steps(config, batch), 'internal_recompute': recomputed}
+
+
+def _stepping(
+  params: Params, frozen: Frozen, parts: list[tuple[InternalRollout, int]], batch: int
+) -> Case:
+  """Steps a batch of episodes from their start, so many times with one rollout after another."""
+  tasks = common.task_batch(parts[0][0].env, batch)
+
+  def function(params, frozen, carry):
+    for play, count in parts:
+      step = lambda carry, _, play=play: (play.step(params, frozen, carry), None)
+      carry, _ = jax.lax.scan(step, carry, length=count)
+    return carry
+
+  @jax.jit
+  def start(frozen, key):
+    return parts[0][0].start(frozen, jax.random.split(key, batch), tasks)
+
+  inputs = lambda key: (params, frozen, start(frozen, key))
+  return Case(function, inputs, sum(count for _, count in parts) * batch, 'steps')
 
 
 def rollout(config: common.Config, batch: int) -> Cases:

@@ -134,7 +134,7 @@ def test_decoding_with_a_cache_and_from_the_whole_past_is_the_same_work():
 
 
 def test_a_rollout_that_reads_the_whole_past_again_takes_the_same_steps():
-  cases = benchmark_rl.internal_steps(get_config('smoke'), 8)
+  cases = benchmark_rl.internal_recompute(get_config('smoke'), 8)
   carried, again = (
     jax.jit(case.function)(*case.inputs(jax.random.key(0))) for case in cases.values()
   )
