@@ -296,11 +296,9 @@ def better_than_raw(internal: Result, raw: Result) -> Finding:
 def simulation_holds(results: Mapping[str, Result]) -> Finding | None:
   """How many simulated episodes blew up, of all whose ends were counted? None where none can."""
   counts = list(_simulated(results))
-  episodes, diverged = (
-    (round(sum(column)) for column in zip(*counts, strict=True)) if counts else (0, 0)
-  )
-  if not episodes:
+  if not counts:
     return None
+  episodes, diverged = (round(sum(column)) for column in zip(*counts, strict=True))
   found = f'The simulation blew up in {diverged:,} of {episodes:,} episodes.'
   cure = (
     ' They count as failures, and their last sound state was held; try more solver iterations or '

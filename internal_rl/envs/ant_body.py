@@ -53,8 +53,8 @@ class Body:
 class AntBody:
   """How the classic MuJoCo ant is simulated. The paper leaves all of it open (App. A.2).
 
-  The defaults are the cheapest settings that stay finite under random and constant torques. In one
-  or two of a hundred substeps of a fall four steps of line search end too early; with
+  The defaults are the cheapest settings that stay finite under random and constant torques. In
+  about one of a hundred substeps in contact four steps of line search end too early; with
   `ls_iterations=50` a single Newton iteration is MuJoCo's own to rounding. Damping is explicit
   (`eulerdamp` off): with MJX's implicit one the simulation blows up.
 
