@@ -13,11 +13,19 @@ from internal_rl.analysis import bayes
 from internal_rl.metacontroller.loss import masked_mean
 
 SHIPPED = pathlib.Path(__file__).parents[2] / 'checkpoints'
-MEGABYTES = {'ant_small': 1.5, 'gridworld_small': 1.5}
+MEGABYTES = {
+  'ant_small': 1.5,
+  'gridworld_small': 1.5,
+  'gridworld_small_1': 1.0,
+  'gridworld_small_2': 1.0,
+}
 
 
-def test_the_base_model_is_as_near_its_floor_as_its_result_says():
-  config, workdir = gridworld.get_config('small'), str(SHIPPED / 'gridworld_small')
+@pytest.mark.parametrize('seed', range(3))
+def test_base_models_are_as_near_their_floor_as_their_results_say(seed):
+  config = gridworld.get_config('small')
+  config.seed = seed
+  workdir = str(SHIPPED / 'gridworld_small') + (f'_{seed}' if seed else '')
   result = artifacts.read_result(config, workdir, 'pretrain')
   base, expert = artifacts.base_params(config, workdir), common.expert(config)
 
