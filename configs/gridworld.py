@@ -152,8 +152,8 @@ def _small(config: ConfigDict) -> None:
   )
   config.metacontroller.update(initial_std=0.1)
   config.discover.update(
-    steps=4000,
-    batch=64,
+    steps=2400,
+    batch=256,  # With 64 codes become places or directions on two base models of three.
     optimiser='muon',
     learning_rate=6e-3,
     schedule='cosine',
@@ -161,12 +161,11 @@ def _small(config: ConfigDict) -> None:
     clip_norm=1.0,
     weight_decay=0.0,
     alphas=(0.02,),
-    # In some the codes become goals, in others directions, whose objective is worse.
-    seeds=4,
+    seeds=3,
     alpha_delay=500,
-    alpha_ramp=1000,
-    eval_every=500,
-    checkpoint_every=500,
+    alpha_ramp=500,
+    eval_every=200,
+    checkpoint_every=200,
   )
   # Wider than the prior: what steers the base model through unseen transitions is a longer code.
   config.policy.update(width=64, mlp_width=128, num_heads=4, initial_std=1.5)
