@@ -27,7 +27,8 @@ DIGITS = 6
 RESERVED = ('figures', 'internal', 'raw')
 _COMMANDS = {'reinforce/internal': 'reinforce', 'reinforce/raw': 'reinforce --raw'}
 _ONCE = ('config', 'fingerprint', 'seed')  # Said once a run, not once a stage.
-_PER_MACHINE = ('seed', 'data.directory')
+# Of no consequence for a run's numbers: models kept on the way are probed beside the last one.
+_MAY_DIFFER = ('seed', 'data.directory', 'pretrain.milestones')
 
 
 def run(config: common.Config, workdir: str) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return [
     f'{name}: it has {old.get(name)!r}, this run {new.get(name)!r}'
     for name in sorted({*old, *new})
-    if old.get(name) != new.get(name) and name not in _PER_MACHINE
+    if old.get(name) != new.get(name) and name not in _MAY_DIFFER
   ]
 
 

@@ -228,7 +228,7 @@ def test_another_run_is_not_overwritten_unless_told(tmp_path):
   for new, message in (
     (later, 'its probe is of commit 0123456789ab, this one of fedcba987654'),
     (record(0, change=lambda r: r.pop('control')), 'it has control, this run has not'),
-    (record(0, seeds=9), 'discover.seeds: it has 4, this run 9; give --overwrite'),
+    (record(0, seeds=9), 'discover.seeds: it has 3, this run 9; give --overwrite'),
   ):
     with pytest.raises(ValueError, match=message):
       publish.write(tmp_path, copy.deepcopy(new))
@@ -242,6 +242,9 @@ def test_seeds_of_one_name_share_their_config(tmp_path):
   with pytest.raises(ValueError, match=r'seed_0.json .* discover.seeds: .* --variant'):
     publish.write(tmp_path, record(1, seeds=9), overwrite=True)
   publish.write(tmp_path, record(1, 'nine_seeds', seeds=9))
+  fewer_kept = record(1)
+  fewer_kept['config']['pretrain']['milestones'] = []
+  publish.write(tmp_path, fewer_kept)
 
 
 def test_time_is_that_of_every_piece_of_a_stage_as_far_as_it_was_logged(tmp_path):
