@@ -153,7 +153,7 @@ def _small(config: ConfigDict) -> None:
   config.metacontroller.update(initial_std=0.1)
   config.discover.update(
     steps=2400,
-    batch=256,  # With 64 codes become places or directions on two base models of three.
+    batch=256,  # With 64 codes name no subgoal on two base models of three.
     optimiser='muon',
     learning_rate=6e-3,
     schedule='cosine',

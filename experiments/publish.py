@@ -27,7 +27,7 @@ DIGITS = 6
 RESERVED = ('figures', 'internal', 'raw')
 _COMMANDS = {'reinforce/internal': 'reinforce', 'reinforce/raw': 'reinforce --raw'}
 _ONCE = ('config', 'fingerprint', 'seed')  # Said once a run, not once a stage.
-# Of no consequence for a run's numbers: models kept on the way are probed beside the last one.
+# Seeds of one name may differ in these. Models kept on the way are only probed, beside the last.
 _MAY_DIFFER = ('seed', 'data.directory', 'pretrain.milestones')
 
 
@@ -166,6 +166,8 @@ def _lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     elif result['commit'] != new['stages'][stage]['commit']:
       commit = new['stages'][stage]['commit']
       lost.append(f'its {stage} is of commit {result["commit"]}, this one of {commit}')
+    elif missing := sorted(result.keys() - new['stages'][stage].keys()):
+      lost.append(f'its {stage} has {", ".join(missing)}, that of this run has not')
   return lost
 
 

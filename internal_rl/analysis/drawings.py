@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from internal_rl.analysis import figures
-from internal_rl.analysis.claims import Result, Run, best_runs
+from internal_rl.analysis.claims import METHODS, Result, Run, best_runs
 from internal_rl.analysis.report import Picture
 from internal_rl.envs.tasks import FAMILIES
 
@@ -30,14 +30,13 @@ def draw(runs: Sequence[Run]) -> Named:
   if control := of('control'):
     yield 'controllers', _controllers(control)
   if discover := of('discover'):
-    if 'gates' in discover[0]:
+    if 'gates' in discover[0] and discover[0]['config']['discover']['gate'] != 'open':
       yield 'gates', _gates(discover[0])
     if len({member['alpha'] for member in discover[0]['members']}) > 1:
       yield 'kl_sweep', _kl_sweep(discover, [result['nll'] for result in of('pretrain')])
-  stages = sorted(
-    {stage for run in runs for stage in run if stage.startswith('reinforce/')},
-    key=lambda stage: (stage.split('/')[1] not in figures.METHODS, stage),  # Variants come last.
-  )
+  present = {stage for run in runs for stage in run if stage.startswith('reinforce/')}
+  own = [stage for stage in METHODS if stage in present]
+  stages = [*own, *sorted(present.difference(own))]  # Variants come last.
   if stages:
     judged = [run['expert_success'] for run in of('evaluate') if 'expert_success' in run]
     reached = [row['post_training']['success'] for row in judged]
@@ -80,6 +79,9 @@ def _probes(results: list[Result]) -> Picture:
     f'{config["probe"]["eval_batch"]} held-out episodes a base model ({seeds(results)}). Few '
     'episodes reach the late steps. Compare Figs. 3 and A1.'
   )
+  kept = sum('milestones' in result for result in results)
+  if 0 < kept < len(results):
+    caption += f' On the way: the {kept} of them that were kept at the time.'
   if 'bayes_accuracy' in results[0]:
     caption = f'The ceiling is what an ideal observer can know of the subgoal. {caption}'
   chance = 1 / len(FAMILIES[config['env']['family']].subgoals)
@@ -111,8 +113,8 @@ def _gates(result: Result) -> Picture:
   )
   caption = (
     f'The {len(beta)} first held-out demonstrations, not chosen (seed {result["seed"]}); the gate '
-    'was trained without labels. It is open at the first step by construction. Compare Figs. 6 '
-    'and A3.'
+    'was trained without labels. It is open at the first step by construction. The next subgoal '
+    'may be the same again. Compare Figs. 6 and A3.'
   )
   return Picture(figures.png(figure), 'Switching gates over time', caption)
 
@@ -161,7 +163,7 @@ def _learning_curves(results: Mapping[str, list[Result]], expert: Sequence[float
   caption = (
     'Success of the episodes trained on; median and quartiles over seeds, at the learning rate '
     f'that ended best of those tried ({"; ".join(rates)}). The paper shows 30 seeds and a million '
-    'episodes. Compare Figs. 8 and A5.'
+    'episodes. What never succeeds is not on the logarithmic axis. Compare Figs. 8 and A5.'
   )
   if expert:
     caption += ' The level is that of the expert, by which Fig. 8 divides.'

@@ -161,7 +161,11 @@ def pretraining(runs: Sequence[Row]) -> Figure:
   if staged:
     _grouped_losses(axis := next(rest), runs, 'by_stage', 1)
     axis.set(xlabel='colour on the way to', title='By stage')
-    axis.set_ylim(0 if floors else None)
+    low, high = axis.get_ylim()
+    axis.set_ylim(0 if floors else low, high + 0.5 * (high - low))  # Room for the legend.
+    axis.legend(loc='upper right')
+  for axis in axes[: 1 + bool(floors)]:
+    axis.locator_params(axis='x', nbins=4)
   return figure
 
 
@@ -294,7 +298,8 @@ def gates(
     axis.step(range(length), beta[i][:length], where='mid', color=INK, linewidth=1.6)
     axis.set(ylim=(-0.06, 1.06), yticks=(0, 1), xlim=(-0.5, longest - 0.5))
     axis.grid(visible=False)
-  axes[0].set_title('Switching gate β; background: true subgoal, triangles: it changes', pad=12)
+  title = 'Switching gate β; background: true subgoal, triangles: the next begins'
+  axes[0].set_title(title, pad=12)
   axes[rows // 2].set_ylabel('β')
   axes[-1].set_xlabel('step of the episode')
   _integer_axis(axes[-1].xaxis)
