@@ -1,9 +1,9 @@
 """What `publish` wrote, drawn over seeds: figures, and the table of claims in the results' README.
 
 `results/WORLD/PRESET/seed_N.json` are the runs of a preset. Those of `results/WORLD/PRESET/NAME/`
-differ from it in something: their internal RL is one more method beside the preset's own, and the
-rest of their numbers stand below the preset's under their name. `results/benchmark*.json` are
-speeds.
+differ from it in something: their internal RL is one more method beside the preset's own, if it is
+of the same world, and the rest of their numbers stand below the preset's under their name.
+`results/benchmark*.json` are speeds.
 """
 
 import dataclasses
@@ -82,7 +82,8 @@ class Preset:
   Attributes:
     folder: where they lie below the root.
     variants: records by variant, '' for the preset itself.
-    runs: of the preset itself, and of each variant its reinforcement as a method of its own.
+    runs: of the preset itself, and of each variant of its world its reinforcement as a method of
+      its own.
     others: of each variant, what is neither that nor the preset's own: often nothing.
   """
 
@@ -91,6 +92,7 @@ class Preset:
     self.runs: list[Run] = [as_run(record) for record in variants.get('', [])]
     self.others: dict[str, list[Run]] = {}
     shared = {record['seed']: as_run(record) for record in variants.get('', [])}
+    first = next(iter(variants.values()))[0]
     for name, records in variants.items():
       if not name:
         continue
@@ -99,7 +101,9 @@ class Preset:
         new = {stage: result for stage, result in run.items() if _differs(result, known.get(stage))}
         if 'pretrain' not in new:  # The preset has said all of its base model.
           new = {stage: _of_metacontroller(result) for stage, result in new.items()}
-        methods = {s: r for s, r in new.items() if s.startswith('reinforce/')}
+        # In another world the unseen task is another one.
+        same = record['config']['env'] == first['config']['env']
+        methods = {s: r for s, r in new.items() if same and s.startswith('reinforce/')}
         self.runs.append({_method(name, s): _renamed(name, s, r) for s, r in methods.items()})
         rest = {stage: result for stage, result in new.items() if stage not in methods}
         self.others.setdefault(name, []).append(rest)
@@ -137,7 +141,7 @@ class Preset:
     for name, runs in self.others.items():
       for row in of_world(claims.numbers(runs)):
         named = dataclasses.replace(row, claim=f'{row.claim} ({name})')
-        rows.append((named, f'python -m experiments.{row.stage} ${_shell_name(name)}'))
+        rows.append((named, _shell(row, self.variants, name)))
     figures = [
       f'![{picture.title}]({self.folder}/figures/{name})\n\n{picture.caption}'
       for name, picture in self.pictures.items()
@@ -263,13 +267,13 @@ def _ordered(rows: list[Number]) -> list[Number]:
   return [*claimed, *(row for row in rows if not row.name)]
 
 
-def _shell(row: Number, variants: Mapping[str, Any]) -> str:
-  """Returns the command that measures a row, '' where there is none."""
+def _shell(row: Number, variants: Mapping[str, Any], variant: str = '') -> str:
+  """Returns the command that measures a row of a variant, '' where there is none."""
   stage, _, method = row.stage.partition('/')
   if method and method in variants:
-    return f'python -m experiments.{stage} ${_shell_name(method)}'
+    variant, method = method, ''
   flags = {'': '', 'internal': '', 'raw': ' --raw'}.get(method)
-  return '' if flags is None else f'python -m experiments.{stage} $C{flags}'
+  return '' if flags is None else f'python -m experiments.{stage} ${_shell_name(variant)}{flags}'
 
 
 def _shell_name(variant: str) -> str:

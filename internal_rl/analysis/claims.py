@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from internal_rl.analysis import figures
-from internal_rl.analysis.figures import method_name, tolerances
+from internal_rl.analysis.figures import medians, method_name, tolerances
 from internal_rl.envs.tasks import FAMILIES
 
 Result = Mapping[str, Any]
@@ -261,6 +261,27 @@ def _discover(results: list[Result]) -> list[Number]:
   rows.append(Number('Subgoal read linearly off the codes', named, bound))
   if drawn := _pick(results, 'prior_success'):
     rows.append(Number('Unseen task: codes drawn from N(0, I)', rate(drawn), ''))
+  return rows + _by_strength(members)
+
+
+def _by_strength(members: Sequence[Result]) -> list[Number]:
+  """Returns a row for each axis of a sweep of KL strengths, medians side by side."""
+  strengths = sorted({member['alpha'] for member in members})
+  if len(strengths) < 2:
+    return []
+  at = f'at α = {", ".join(f"{alpha:g}" for alpha in strengths)}'
+  count = len(members) // len(strengths)
+  each = f'medians of {count} seeds' if count > 1 else 'of one seed'
+  rows = []
+  for field, text in (
+    ('f1_tolerance_0', 'F1 of switches, exact step'),
+    ('switches', 'Switches an episode'),
+    ('subgoal_decoded', 'Subgoal read linearly off the codes'),
+    ('kl', 'Rate: KL, nats a step'),
+    ('nll', 'Distortion: action loss, nats a step'),
+  ):
+    values = ', '.join(f'{value:.3g}' for value in medians(members, field).values())
+    rows.append(Number(f'{text}, {at}', f'{values} ({each})'))
   return rows
 
 

@@ -322,7 +322,7 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
     column('kl'), column('nll'), 60, column('f1_tolerance_0'), cmap='viridis', vmin=0, vmax=1
   )
   figure.colorbar(dots, ax=plane, label='switch F1')
-  rates, losses = (_medians(members, name) for name in ('kl', 'nll'))
+  rates, losses = (medians(members, name) for name in ('kl', 'nll'))
   plane.plot(list(rates.values()), list(losses.values()), color=MUTED, linewidth=1, zorder=0.5)
   for alpha in rates:
     place = (rates[alpha], losses[alpha])
@@ -352,7 +352,7 @@ def tolerances(row: Row) -> list[int]:
   return sorted(int(name.removeprefix(start)) for name in row if name.startswith(start))
 
 
-def _medians(members: Sequence[Row], name: str) -> dict[float, float]:
+def medians(members: Sequence[Row], name: str) -> dict[float, float]:
   """Returns the median over seeds by KL strength, in order."""
   alphas = sorted({row['alpha'] for row in members})
   of = lambda alpha: [row[name] for row in members if row['alpha'] == alpha]
@@ -361,11 +361,11 @@ def _medians(members: Sequence[Row], name: str) -> dict[float, float]:
 
 def _by_alpha(axis, members: Sequence[Row], name: str, label: str, colour: str, style: str) -> None:
   """Seeds as dots, their median as a line; alphas evenly spaced, since 0 is among them."""
-  medians = _medians(members, name)
-  places = {alpha: place for place, alpha in enumerate(medians)}
+  middle = medians(members, name)
+  places = {alpha: place for place, alpha in enumerate(middle)}
   dots = [(places[row['alpha']], row[name]) for row in members]
   axis.plot(*zip(*dots, strict=True), '.', color=colour, alpha=0.4)
-  axis.plot(list(places.values()), list(medians.values()), style, color=colour, label=label)
+  axis.plot(list(places.values()), list(middle.values()), style, color=colour, label=label)
   axis.set_xticks(list(places.values()), [f'{alpha:g}' for alpha in places])
 
 

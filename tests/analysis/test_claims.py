@@ -33,6 +33,20 @@ def test_every_claim_has_its_number_beside_the_papers():
   assert sampled.bound == '0.06 on pretraining tasks, of 0.0833 for a clone of a perfect expert'
 
 
+def test_a_sweep_tells_what_every_strength_came_to():
+  other = copy.deepcopy(RESULTS)
+  for member in other['discover']['members']:
+    member['f1_tolerance_0'] -= 0.1
+  rows = rows_of(RESULTS, other)
+  f1 = rows['F1 of switches, exact step, at α = 0.05, 0.1, 0.17']
+  assert f1.measured == '0.35, 0.92, 0.15 (medians of 2 seeds)'
+  rate = rows_of(RESULTS)['Rate: KL, nats a step, at α = 0.05, 0.1, 0.17']
+  assert rate.measured == '0.4, 0.25, 0.1 (of one seed)'
+  alone = copy.deepcopy(RESULTS)
+  alone['discover']['members'] = alone['discover']['members'][1:2]
+  assert not any('α = ' in claim for claim in rows_of(alone))
+
+
 def test_how_the_simulation_held_is_told_where_there_is_one():
   assert not [claim for claim in rows_of(RESULTS) if 'blew up' in claim]
   results = copy.deepcopy(RESULTS)

@@ -120,6 +120,29 @@ def test_a_variant_is_one_more_method_and_its_other_numbers_carry_its_name(text)
   assert '--config.discover.gate=open' in text
 
 
+def test_a_variant_in_another_world_is_no_method_of_the_preset(tmp_path):
+  publish.write(tmp_path, record(0))
+  config = config_of(0)
+  config.env.family = 'six_colours'
+  results = synthetic.results()
+  results['reinforce/internal'] = synthetic.reinforced('internal', 0.03, 0.02)
+  results['reinforce/raw'] = synthetic.reinforced('raw', 0.005, 0.001)
+  publish.write(tmp_path, publish.record(config, made_with(config, results), 'singles'))
+  (preset,) = published.presets(tmp_path)
+  assert {'learning_curves.png', 'singles_learning_curves.png'} <= preset.pictures.keys()
+  own, other = (
+    cells(published.table([preset]), f'Unseen task: internal RL after 256,000 episodes{name}')
+    for name in ('', ' (singles)')
+  )
+  assert own[3].startswith('0.71') and other[3].startswith('0.0285')
+  assert own[5].startswith('`python -m experiments.reinforce $C`')
+  assert other[5].startswith('`python -m experiments.reinforce $C_SINGLES`')
+  raw = cells(
+    published.table([preset]), 'Unseen task: raw-action RL after 256,000 episodes (singles)'
+  )
+  assert raw[5].startswith('`python -m experiments.reinforce $C_SINGLES --raw`')
+
+
 def test_speeds_that_were_measured_there_stand_below(tmp_path):
   found = {
     'config': artifacts.mapping(get_config('small')),
