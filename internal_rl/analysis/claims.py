@@ -255,13 +255,15 @@ def _discover(results: list[Result]) -> list[Number]:
   rows.append(Number('Switches an episode', spread(_pick(results, 'switches')), truth))
   members = [member for result in results for member in result['members']]
   chance = _bound(results, 'subgoal_majority', '{:.3g} by naming the most frequent one')
-  every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
+  every, by_strength = '', _by_strength(members)
+  if not by_strength:
+    every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
   named = spread(_pick(results, 'subgoal_decoded'))
   bound = '; '.join(filter(None, (chance, every)))
   rows.append(Number('Subgoal read linearly off the codes', named, bound))
   if drawn := _pick(results, 'prior_success'):
     rows.append(Number('Unseen task: codes drawn from N(0, I)', rate(drawn), ''))
-  return rows + _by_strength(members)
+  return rows + by_strength
 
 
 def _by_strength(members: Sequence[Result]) -> list[Number]:

@@ -330,6 +330,8 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
   if base_nll is not None:
     plane.axhline(base_nll, color=INK, linestyle='--', linewidth=1, label='uncontrolled')
     plane.legend()
+  if 0 < min(rates.values()) < max(rates.values()) / 20:  # Without any cost codes carry many nats.
+    plane.set_xscale('log')
   plane.set(xlabel='rate: KL, nats a step', ylabel='distortion: nats a step', title='By strength α')
   looks = itertools.cycle([(BLUE, 'o-'), (MUTED, 's--')])
   for tolerance, (colour, style) in zip(tolerances(members[0]), looks, strict=False):

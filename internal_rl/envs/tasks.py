@@ -125,17 +125,6 @@ def _three_pairs() -> TaskFamily:
   return TaskFamily(pairs, tasks, _name((*pairs, pairs[0])))
 
 
-def _six_colours() -> TaskFamily:
-  """Returns all tasks of three colours in which colour k is followed by k - 1 or k - 2 (mod 6)."""
-  tasks = tuple(
-    _name(((k,), ((k - 1 - i) % 6,), ((k - 2 - i - j) % 6,)))
-    for k in range(6)
-    for i in range(2)
-    for j in range(2)
-  )
-  return TaskFamily(tuple((k,) for k in range(6)), tasks, '0-1-2-3-4-5')
-
-
 FAMILIES = {
   'gridworld': GRIDWORLD,
   'ant': TaskFamily(
@@ -145,6 +134,4 @@ FAMILIES = {
   'two_colours': TaskFamily(subgoals=((0,), (1,)), pretraining=('0', '1'), post_training='0-1'),
   # For small grids: no colour ends two pairs, so that what follows depends on the last one alone.
   'three_pairs': _three_pairs(),
-  # As many colours, and as many subgoals that may follow one, but each of a single colour.
-  'six_colours': _six_colours(),
 }

@@ -74,14 +74,6 @@ def test_three_pairs_repeat_a_pair_or_go_back_one():
   assert family.post_training == '0-1-2-3-4-5-0-1'
 
 
-def test_six_colours_go_back_one_or_two():
-  family = FAMILIES['six_colours']
-  assert len(set(family.pretraining)) == 24
-  seen = set.union(*(subgoal_transitions(family, task) for task in family.pretraining))
-  assert seen == {(k, (k - i) % 6) for k in range(6) for i in (1, 2)}
-  assert family.num_colours == FAMILIES['three_pairs'].num_colours == 6
-
-
 def test_arrays_pad_shorter_tasks_and_name_each_stages_subgoal():
   tasks = FAMILIES['gridworld'].arrays(('4-5', '0-1-6-7'))
   np.testing.assert_array_equal(tasks.colours, [[4, 5, -1, -1], [0, 1, 6, 7]])
@@ -96,7 +88,7 @@ def test_a_task_that_cuts_a_subgoal_is_refused():
 
 
 def test_a_clone_completes_what_it_happens_to_be_doing():
-  for name, count in (('gridworld', 16), ('ant', 16), ('three_pairs', 12), ('six_colours', 24)):
+  for name, count in (('gridworld', 16), ('ant', 16), ('three_pairs', 12)):
     assert len(set(FAMILIES[name].pretraining)) == count
     assert FAMILIES[name].clone_success == pytest.approx(1 / count)
   # One that does the second has done the first on the way, and not the other way round.
