@@ -25,7 +25,7 @@ def test_every_claim_has_its_number_beside_the_papers():
   assert (amplified.name, amplified.measured[:5]) == ('', '0.700')
   decoded = rows['Subgoal read linearly off the codes']
   assert decoded.measured == '0.87'
-  assert decoded.bound.startswith('0.3 by naming the most frequent one; 0.36 (')
+  assert decoded.bound == '0.3 by naming the most frequent one'
   longer = rows['Unseen task: one code for each goal, switched by the truth, 1.5 times as long']
   assert (longer.measured[:5], longer.bound) == ('0.450', '0.62 on pretraining tasks')
   sampled = rows['Unseen task: actions sampled from the base model']
@@ -42,9 +42,13 @@ def test_a_sweep_tells_what_every_strength_came_to():
   assert f1.measured == '0.35, 0.92, 0.15 (medians of 2 seeds)'
   rate = rows_of(RESULTS)['Rate: KL, nats a step, at α = 0.05, 0.1, 0.17']
   assert rate.measured == '0.4, 0.25, 0.1 (of one seed)'
-  alone = copy.deepcopy(RESULTS)
-  alone['discover']['members'] = alone['discover']['members'][1:2]
-  assert not any('α = ' in claim for claim in rows_of(alone))
+  alike = copy.deepcopy(RESULTS)
+  for member in alike['discover']['members']:
+    member['alpha'] = 0.1
+  rows = rows_of(alike)
+  assert not any('α = ' in claim for claim in rows)
+  decoded = rows['Subgoal read linearly off the codes']
+  assert decoded.bound.endswith('; 0.36 (0.27 to 0.615; 3 seeds) of all that were trained')
 
 
 def test_how_the_simulation_held_is_told_where_there_is_one():
