@@ -307,10 +307,15 @@ def _evaluate(results: list[Result]) -> list[Number]:
         family = FAMILIES[results[0]['config']['env']['family']]
         bound += f', of {family.clone_success:.3g} for a clone of a perfect expert'
       rows.append(make(rate(_pick(found, 'post_training')), bound))
-  if cells := _pick(_pick(results, 'code_meaning'), 'goal_cell'):
-    often = f'{np.median(_pick(cells, "majority")):.3g} by naming the most frequent one'
-    text = "Cell of the subgoal's first colour read linearly off the codes"
-    rows.append(Number(text, spread(_pick(cells, 'accuracy')), often))
+  meanings = _pick(results, 'code_meaning')
+  for field, what in (
+    ('goal_cell', "Cell of the subgoal's first colour"),
+    ('first_action', 'First action on the way to the subgoal'),
+  ):
+    if found := _pick(meanings, field):
+      often = f'{np.median(_pick(found, "majority")):.3g} by naming the most frequent one'
+      text = f'{what} read linearly off the codes'
+      rows.append(Number(text, spread(_pick(found, 'accuracy')), often))
   stress = [row for row in _pick(results, 'simulation') if row]
   for torques in ('random', 'constant') if stress else ():
     blown_up, steps = (sum(row[torques][name] for row in stress) for name in ('blown_up', 'steps'))
