@@ -125,8 +125,8 @@ def _kl_sweep(results: list[Result], base_nll: list[float]) -> Picture:
   chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
   caption = (
     f'Metacontrollers, {count} seed{"s" if count > 1 else ""} a strength; '
-    'numbers beside the line are α. Internal RL uses '
-    f'α = {", ".join(f"{alpha:g}" for alpha in chosen)}: seeds of one strength compete by their '
+    'numbers beside the line are α. Chosen for internal RL: '
+    f'{", ".join(f"{alpha:g}" for alpha in chosen)}; seeds of one strength compete by their '
     'objective, strengths by reward, then by loss. Compare Fig. 7.'
   )
   figure = figures.kl_sweep(members, float(np.median(base_nll)) if base_nll else None)

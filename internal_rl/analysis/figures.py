@@ -343,7 +343,7 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
   true = column('true_switches').mean()
   count.axhline(true, color=INK, linestyle='--', label='subgoal changes')
   count.set(xlabel='KL strength α', ylabel='an episode', title='How many')
-  count.set_ylim(0)
+  count.set_ylim(0, 1.1 * max(true, column('switches').max()))
   count.legend()
   return figure
 
