@@ -81,6 +81,7 @@ class Preset:
 
   Attributes:
     folder: where they lie below the root.
+    first: the first record, whose world is the preset's.
     variants: records by variant, '' for the preset itself.
     runs: of the preset itself, and of each variant of its world its reinforcement as a method of
       its own.
@@ -92,7 +93,7 @@ class Preset:
     self.runs: list[Run] = [as_run(record) for record in variants.get('', [])]
     self.others: dict[str, list[Run]] = {}
     shared = {record['seed']: as_run(record) for record in variants.get('', [])}
-    first = next(iter(variants.values()))[0]
+    self.first = next(iter(variants.values()))[0]
     for name, records in variants.items():
       if not name:
         continue
@@ -102,9 +103,10 @@ class Preset:
         if 'pretrain' not in new:  # The preset has said all of its base model.
           new = {stage: _of_metacontroller(result) for stage, result in new.items()}
         # In another world the unseen task is another one.
-        same = record['config']['env'] == first['config']['env']
+        same = record['config']['env'] == self.first['config']['env']
         methods = {s: r for s, r in new.items() if same and s.startswith('reinforce/')}
-        self.runs.append({_method(name, s): _renamed(name, s, r) for s, r in methods.items()})
+        if methods:
+          self.runs.append({_method(name, s): _renamed(name, s, r) for s, r in methods.items()})
         rest = {stage: result for stage, result in new.items() if stage not in methods}
         self.others.setdefault(name, []).append(rest)
 
@@ -114,8 +116,9 @@ class Preset:
     return dict(self._pictures())
 
   def _pictures(self) -> Iterator[tuple[str, Picture]]:
+    base_nll = [run['pretrain']['nll'] for run in self.runs if 'pretrain' in run]
     for name, runs in {'': self.runs, **self.others}.items():
-      for figure, picture in drawings.draw(runs):
+      for figure, picture in drawings.draw(runs, base_nll):
         if name:
           caption = f'{name}: {picture.caption}'
           picture = dataclasses.replace(picture, caption=caption)
@@ -134,8 +137,7 @@ class Preset:
 
   def section(self) -> str:
     """Returns what the README says of the preset."""
-    first = next(iter(self.variants.values()))[0]
-    of_world = functools.partial(claims.of_world, world=first['world'])
+    of_world = functools.partial(claims.of_world, world=self.first['world'])
     own = of_world(_ordered(claims.numbers(self.runs)))
     rows = [(row, _shell(row, self.variants)) for row in own]
     for name, runs in self.others.items():
@@ -153,7 +155,7 @@ class Preset:
     return '\n\n'.join(
       [
         f'### {self.title}',
-        report.scale(first['config']),
+        report.scale(self.first['config']),
         '\n'.join(files),
         f'```\n{commands}\n```',
         markdown(rows),

@@ -240,24 +240,25 @@ def _amplified(results: list[Result]) -> list[Number]:
 
 
 def _discover(results: list[Result]) -> list[Number]:
-  rows = []
+  rows, best = [], 'at most 1'
+  chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
+  if len({member['alpha'] for member in results[0]['members']}) > 1:
+    best += f'; chosen: α = {", ".join(f"{alpha:g}" for alpha in chosen)}'
   for tolerance in tolerances(results[0]):
     within = ['exact step', 'within one step'][tolerance] if tolerance < 2 else ''
     suffix = f', {within or f"within {tolerance} steps"}'
     f1 = spread(_pick(results, f'f1_tolerance_{tolerance}'))
     if told := results[0]['config']['discover'].get('labelled_steps', 0):
-      rows.append(
-        Number(f'F1 of switches, told subgoals for {told} updates{suffix}', f1, 'at most 1')
-      )
+      rows.append(Number(f'F1 of switches, told subgoals for {told} updates{suffix}', f1, best))
     else:
-      rows.append(_claimed('C3', f1, 'at most 1', suffix))
+      rows.append(_claimed('C3', f1, best, suffix))
   truth = _bound(results, 'true_switches', 'truth {:.2f}')
   rows.append(Number('Switches an episode', spread(_pick(results, 'switches')), truth))
   members = [member for result in results for member in result['members']]
   chance = _bound(results, 'subgoal_majority', '{:.3g} by naming the most frequent one')
-  every, by_strength = '', _by_strength(members)
-  if not by_strength:
-    every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
+  by_strength = _by_strength(members)
+  every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
+  every = '' if by_strength else every
   named = spread(_pick(results, 'subgoal_decoded'))
   bound = '; '.join(filter(None, (chance, every)))
   rows.append(Number('Subgoal read linearly off the codes', named, bound))
@@ -273,7 +274,7 @@ def _by_strength(members: Sequence[Result]) -> list[Number]:
     return []
   at = f'at α = {", ".join(f"{alpha:g}" for alpha in strengths)}'
   count = len(members) // len(strengths)
-  each = f'medians of {count} seeds' if count > 1 else 'of one seed'
+  each = f'medians of {count} metacontrollers' if count > 1 else 'of one metacontroller'
   rows = []
   for field, text in (
     ('f1_tolerance_0', 'F1 of switches, exact step'),
@@ -281,6 +282,7 @@ def _by_strength(members: Sequence[Result]) -> list[Number]:
     ('subgoal_decoded', 'Subgoal read linearly off the codes'),
     ('kl', 'Rate: KL, nats a step'),
     ('nll', 'Distortion: action loss, nats a step'),
+    ('hard_nll', 'The same, with the gate thresholded'),
   ):
     values = ', '.join(f'{value:.3g}' for value in medians(members, field).values())
     rows.append(Number(f'{text}, {at}', f'{values} ({each})'))

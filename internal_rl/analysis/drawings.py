@@ -16,11 +16,12 @@ from internal_rl.envs.tasks import FAMILIES
 Named = Iterator[tuple[str, Picture]]
 
 
-def draw(runs: Sequence[Run]) -> Named:
+def draw(runs: Sequence[Run], base_nll: Sequence[float] = ()) -> Named:
   """Draws what the finished stages allow; yields names and pictures.
 
   Args:
     runs: one a seed. Those of `discover` show their gates if they have `gates`.
+    base_nll: losses of the base models, one a seed, where `runs` lack `pretrain`.
   """
   of = lambda stage: [run[stage] for run in runs if stage in run]
   if pretrain := of('pretrain'):
@@ -33,7 +34,8 @@ def draw(runs: Sequence[Run]) -> Named:
     if 'gates' in discover[0] and discover[0]['config']['discover']['gate'] != 'open':
       yield 'gates', _gates(discover[0])
     if len({member['alpha'] for member in discover[0]['members']}) > 1:
-      yield 'kl_sweep', _kl_sweep(discover, [result['nll'] for result in of('pretrain')])
+      uncontrolled = [result['nll'] for result in of('pretrain')] or base_nll
+      yield 'kl_sweep', _kl_sweep(discover, uncontrolled)
   present = {stage for run in runs for stage in run if stage.startswith('reinforce/')}
   own = [stage for stage in METHODS if stage in present]
   stages = [*own, *sorted(present.difference(own))]  # Variants come last.
@@ -112,22 +114,24 @@ def _gates(result: Result) -> Picture:
     beta, subgoals, segments, mask, result['config']['metacontroller']['threshold']
   )
   caption = (
-    f'The {len(beta)} first held-out demonstrations, not chosen (seed {result["seed"]}); the gate '
+    f'The {len(beta)} first held-out demonstrations, not chosen (seed {result["seed"]}, α = '
+    f'{result["alpha"]:g}); the gate '
     'was trained without labels. It is open at the first step by construction. The next subgoal '
     'may be the same again. Compare Figs. 6 and A3.'
   )
   return Picture(figures.png(figure), 'Switching gates over time', caption)
 
 
-def _kl_sweep(results: list[Result], base_nll: list[float]) -> Picture:
+def _kl_sweep(results: list[Result], base_nll: Sequence[float]) -> Picture:
   members = [member for result in results for member in result['members']]
   count = len(members) // len({member['alpha'] for member in members})
   chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
   caption = (
-    f'Metacontrollers, {count} seed{"s" if count > 1 else ""} a strength; '
-    'numbers beside the line are α. Chosen for internal RL: '
-    f'{", ".join(f"{alpha:g}" for alpha in chosen)}; seeds of one strength compete by their '
-    'objective, strengths by reward, then by loss. Compare Fig. 7.'
+    f'Metacontrollers, {count} a strength; numbers beside the line are α. Rate and distortion are '
+    'of the gate as it was trained, switches of the thresholded one. For internal RL α = '
+    f'{", ".join(f"{alpha:g}" for alpha in chosen)} was chosen: of one strength the best '
+    'objective, of strengths the most successes of codes drawn from N(0, I), which may be few, '
+    'then the lowest loss. Compare Fig. 7.'
   )
   figure = figures.kl_sweep(members, float(np.median(base_nll)) if base_nll else None)
   return Picture(figures.png(figure), 'Rate and distortion by KL strength', caption)

@@ -332,6 +332,7 @@ def kl_sweep(members: Sequence[Row], base_nll: Number | None = None) -> Figure:
     plane.legend()
   if 0 < min(rates.values()) < max(rates.values()) / 20:  # Without any cost codes carry many nats.
     plane.set_xscale('log')
+  plane.margins(x=0.15)  # Room for the numbers.
   plane.set(xlabel='rate: KL, nats a step', ylabel='distortion: nats a step', title='By strength α')
   looks = itertools.cycle([(BLUE, 'o-'), (MUTED, 's--')])
   for tolerance, (colour, style) in zip(tolerances(members[0]), looks, strict=False):
@@ -366,7 +367,7 @@ def _by_alpha(axis, members: Sequence[Row], name: str, label: str, colour: str, 
   middle = medians(members, name)
   places = {alpha: place for place, alpha in enumerate(middle)}
   dots = [(places[row['alpha']], row[name]) for row in members]
-  axis.plot(*zip(*dots, strict=True), '.', color=colour, alpha=0.4)
+  axis.plot(*zip(*dots, strict=True), '.', color=INK, alpha=0.6, zorder=3)
   axis.plot(list(places.values()), list(middle.values()), style, color=colour, label=label)
   axis.set_xticks(list(places.values()), [f'{alpha:g}' for alpha in places])
 

@@ -28,6 +28,8 @@ def test_every_claim_has_its_number_beside_the_papers():
   assert decoded.bound == '0.3 by naming the most frequent one'
   longer = rows['Unseen task: one code for each goal, switched by the truth, 1.5 times as long']
   assert (longer.measured[:5], longer.bound) == ('0.450', '0.62 on pretraining tasks')
+  moved = rows['First action on the way to the subgoal read linearly off the codes']
+  assert (moved.measured, moved.bound) == ('0.4', '0.26 by naming the most frequent one')
   sampled = rows['Unseen task: actions sampled from the base model']
   assert (sampled.name, sampled.measured[:9]) == ('C6', '0 of 2048')
   assert sampled.bound == '0.06 on pretraining tasks, of 0.0833 for a clone of a perfect expert'
@@ -39,9 +41,13 @@ def test_a_sweep_tells_what_every_strength_came_to():
     member['f1_tolerance_0'] -= 0.1
   rows = rows_of(RESULTS, other)
   f1 = rows['F1 of switches, exact step, at α = 0.05, 0.1, 0.17']
-  assert f1.measured == '0.35, 0.92, 0.15 (medians of 2 seeds)'
+  assert f1.measured == '0.35, 0.92, 0.15 (medians of 2 metacontrollers)'
   rate = rows_of(RESULTS)['Rate: KL, nats a step, at α = 0.05, 0.1, 0.17']
-  assert rate.measured == '0.4, 0.25, 0.1 (of one seed)'
+  assert rate.measured == '0.4, 0.25, 0.1 (of one metacontroller)'
+  hard = rows_of(RESULTS)['The same, with the gate thresholded, at α = 0.05, 0.1, 0.17']
+  assert hard.measured == '0.185, 0.205, 0.255 (of one metacontroller)'
+  chosen = rows['Unsupervised switches against changes of subgoal: F1, exact step']
+  assert chosen.bound == 'at most 1; chosen: α = 0.1'
   alike = copy.deepcopy(RESULTS)
   for member in alike['discover']['members']:
     member['alpha'] = 0.1

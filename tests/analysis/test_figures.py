@@ -147,6 +147,9 @@ def test_the_sweep_orders_strengths_and_takes_the_median_over_seeds():
   np.testing.assert_allclose(lines(f1)['exact'], [0.9, 0.5])
   np.testing.assert_allclose(lines(count)['switches'], [3.0, 2.0])
   assert [label.get_text() for label in f1.get_xticklabels()] == ['0.1', '0.2']
+  assert count.get_ylim()[1] > 3.05 and plane.get_xscale() == 'linear'
+  rows.append(synthetic.member(0.0, 30.0, 0.1, 0.2, 9.0))
+  assert figures.kl_sweep(rows).axes[0].get_xscale() == 'log'
 
 
 def test_learning_curves_show_median_and_quartiles_and_no_logarithm_of_zero():

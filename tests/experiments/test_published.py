@@ -10,6 +10,7 @@ import pytest
 
 from configs.gridworld import get_config
 from experiments import artifacts, publish, published
+from internal_rl.analysis import figures
 from tests.analysis import synthetic
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -120,10 +121,19 @@ def test_a_variant_is_one_more_method_and_its_other_numbers_carry_its_name(text)
   assert '--config.discover.gate=open' in text
 
 
+def test_a_variants_sweep_starts_from_the_base_model_of_its_preset(root, monkeypatch):
+  drawn = []
+  draw = figures.kl_sweep
+  monkeypatch.setattr(figures, 'kl_sweep', lambda rows, nll: drawn.append(nll) or draw(rows, nll))
+  (preset,) = published.presets(root)
+  assert 'forced_kl_sweep.png' in preset.pictures
+  assert drawn == [0.271, 0.271]
+
+
 def test_a_variant_in_another_world_is_no_method_of_the_preset(tmp_path):
   publish.write(tmp_path, record(0))
   config = config_of(0)
-  config.env.family = 'six_colours'
+  config.env.family = 'ant'
   results = synthetic.results()
   results['reinforce/internal'] = synthetic.reinforced('internal', 0.03, 0.02)
   results['reinforce/raw'] = synthetic.reinforced('raw', 0.005, 0.001)
