@@ -129,26 +129,27 @@ def pretraining(runs: Sequence[Row]) -> Figure:
 
   Args:
     runs: one a seed, each with `curve`, which has `step` (updates) and `eval/nll` (held-out action
-      loss, nats a step). Where the floors are known also `bayes_nll` and `goal_nll`, the losses of
-      the Bayes predictor and of the predictor that is told the goal on the same episodes, or
+      loss, nats a step). Where the floors are known it also has `eval/bayes_nll`, the loss of the
+      Bayes predictor on the same episodes, and the run `goal_nll`, of one told the goal, or
       `expert_nll`, of the expert. With `nll_by_stage` and the like a panel shows the loss on the
       way to the 1st, 2nd, .. colour of a task, with `nll_since_turn` one 0, 1, .. steps after a
       turn.
   """
-  floors, staged = _column(runs, 'bayes_nll'), bool(_column(runs, 'nll_by_stage'))
+  floors = _column(_column(runs, 'curve'), 'eval/bayes_nll')
+  staged = bool(_column(runs, 'nll_by_stage'))
   turned = bool(_column(runs, 'nll_since_turn'))
   figure, axes = _panels(1 + bool(floors) + staged + turned)
   steps = runs[0]['curve']['step']
   nll = [run['curve']['eval/nll'] for run in runs]
   _band(axes[0], steps, nll, color=BLUE, label='base model')
-  _level(axes[0], floors, INK, '--', 'Bayes predictor (floor)')
+  _level(axes[0], [np.mean(floor) for floor in floors], INK, '--', 'Bayes predictor (floor)')
   _level(axes[0], _column(runs, 'goal_nll'), MUTED, ':', 'told the goal')
   _level(axes[0], _column(runs, 'expert_nll'), INK, '--', 'expert, told the way')
   axes[0].set(xlabel='updates', ylabel='action loss, nats a step', title='Pretraining')
   axes[0].legend()
   if floors:
     axes[0].set_ylim(0)
-    excess = [np.asarray(row, float) - floor for row, floor in zip(nll, floors, strict=True)]
+    excess = [np.subtract(row, floor) for row, floor in zip(nll, floors, strict=True)]
     _band(axes[1], steps, excess, positive=True, color=BLUE)
     axes[1].set_yscale('log')
     axes[1].set(
