@@ -241,9 +241,12 @@ def _amplified(results: list[Result]) -> list[Number]:
 
 def _discover(results: list[Result]) -> list[Number]:
   rows, best = [], 'at most 1'
-  chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
-  if len({member['alpha'] for member in results[0]['members']}) > 1:
+  members = [member for result in results for member in result['members']]
+  every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
+  if by_strength := _by_strength(members):  # Which tells of every one.
+    chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
     best += f'; chosen: α = {", ".join(f"{alpha:g}" for alpha in chosen)}'
+    every = ''
   for tolerance in tolerances(results[0]):
     within = ['exact step', 'within one step'][tolerance] if tolerance < 2 else ''
     suffix = f', {within or f"within {tolerance} steps"}'
@@ -254,11 +257,7 @@ def _discover(results: list[Result]) -> list[Number]:
       rows.append(_claimed('C3', f1, best, suffix))
   truth = _bound(results, 'true_switches', 'truth {:.2f}')
   rows.append(Number('Switches an episode', spread(_pick(results, 'switches')), truth))
-  members = [member for result in results for member in result['members']]
   chance = _bound(results, 'subgoal_majority', '{:.3g} by naming the most frequent one')
-  by_strength = _by_strength(members)
-  every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
-  every = '' if by_strength else every
   named = spread(_pick(results, 'subgoal_decoded'))
   bound = '; '.join(filter(None, (chance, every)))
   rows.append(Number('Subgoal read linearly off the codes', named, bound))
