@@ -167,7 +167,7 @@ def _learning_curves(results: Mapping[str, list[Result]], expert: Sequence[float
   caption = (
     'Success of the episodes trained on; median and quartiles over seeds, at the learning rate '
     f'that ended best of those tried ({"; ".join(rates)}). The paper shows 30 seeds and a million '
-    'episodes. What never succeeds is not on the logarithmic axis. Compare Figs. 8 and A5.'
+    'episodes. Compare Figs. 8 and A5.'
   )
   if expert:
     caption += ' The level is that of the expert, by which Fig. 8 divides.'

@@ -159,6 +159,7 @@ def pretraining(runs: Sequence[Row]) -> Figure:
   if turned:
     _grouped_losses(axis := next(rest), runs, 'since_turn', 0)
     axis.set(xlabel="steps since the way on from the ant's cell changed", title='After a turn')
+    axis.legend()
   if staged:
     _grouped_losses(axis := next(rest), runs, 'by_stage', 1)
     axis.set(xlabel='colour on the way to', title='By stage')
@@ -183,7 +184,6 @@ def _grouped_losses(axis, runs: Sequence[Row], group: str, first: int) -> None:
       _band(axis, numbers, rows, color=colour, label=label, marker=marker, linestyle=style)
   axis.set_ylabel('action loss, nats a step')
   _integer_axis(axis.xaxis)
-  axis.legend()
 
 
 @_styled
@@ -300,7 +300,7 @@ def gates(
     axis.set(ylim=(-0.06, 1.06), yticks=(0, 1), xlim=(-0.5, longest - 0.5))
     axis.grid(visible=False)
   title = 'Switching gate β; background: true subgoal, triangles: the next begins'
-  axes[0].set_title(title, pad=12)
+  axes[0].set_title(title, pad=18)
   axes[rows // 2].set_ylabel('β')
   axes[-1].set_xlabel('step of the episode')
   _integer_axis(axes[-1].xaxis)
@@ -404,8 +404,8 @@ def learning_curves(
   Lines are medians over seeds, bands their quartiles; where seeds are few, thin lines show each.
 
   Args:
-    curves: for each method its seeds' curves, each of rows with `episodes` and `success`. Success
-      of exactly zero has no place on the logarithmic axis and leaves a gap there.
+    curves: for each method its seeds' curves, each of rows with `episodes` and `success`. Below the
+      smallest success that is not zero the logarithmic axis is linear, so that zero is on it.
     expert: success of the expert on this task, one a seed, where it is not perfect: what Fig. 8
       counts as 1.
   """
@@ -416,21 +416,21 @@ def learning_curves(
     episodes = [row['episodes'] for row in seeds[0]]
     success = [[row['success'] for row in curve] for curve in seeds]
     label = f'{name} ({_seeds(seeds)})'
-    for axis, positive in zip(axes, (False, True), strict=True):
-      _band(axis, episodes, success, positive, color=colour, linestyle=dashes, label=label)
+    for axis in axes:
+      _band(axis, episodes, success, color=colour, linestyle=dashes, label=label)
       for single in success if 1 < len(success) <= FEW else ():
-        shown = [value if value > 0 or not positive else np.nan for value in single]
-        points = min(len(episodes), len(shown))
-        axis.plot(episodes[:points], shown[:points], color=colour, linewidth=0.6, label='_single')
+        points = min(len(episodes), len(single))
+        axis.plot(episodes[:points], single[:points], color=colour, linewidth=0.6, label='_single')
   if expert:
     for axis in axes:
       _level(axis, expert, INK, ':', 'expert')
   axes[0].set(title='Reinforcement on the unseen task', ylim=(0, 1), ylabel='success')
-  axes[1].set(title='... on a logarithmic axis')
-  axes[1].set_yscale('log')
   values = [row['success'] for seeds in curves.values() for curve in seeds for row in curve]
-  axes[1].set_ylim(0.5 * min([value for value in values if value > 0], default=2e-4), 1)
-  axes[1].set_xlim(axes[0].get_xlim())  # Also where nothing ever succeeded.
+  least = min([value for value in values if value > 0], default=1e-4)
+  axes[1].set_yscale('symlog', linthresh=least, linscale=0.3)
+  axes[1].set(title='... on a logarithmic axis, and zero', ylim=(-0.2 * least, 1))
+  axes[1].minorticks_off()
+  axes[1].set_yticks([0, *10.0 ** np.arange(np.ceil(np.log10(least)), 1)])
   axes[0].legend()
   for axis in axes:
     axis.set_xlabel('episodes')

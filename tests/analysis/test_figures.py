@@ -153,14 +153,19 @@ def test_the_sweep_orders_strengths_and_takes_the_median_over_seeds():
   assert figures.kl_sweep(rows).axes[0].get_xscale() == 'log'
 
 
-def test_learning_curves_show_median_and_quartiles_and_no_logarithm_of_zero():
+def test_learning_curves_show_median_and_quartiles_and_zero_also_on_the_logarithmic_axis():
   values = ([0.0, 0.2, 0.4], [0.0, 0.3, 0.6, 0.9], [0.0, 0.1, 0.5])
   seeds = [[{'episodes': i, 'success': s} for i, s in enumerate(row)] for row in values]
   linear, logarithmic = figures.learning_curves({'internal': seeds}).axes
   np.testing.assert_allclose(lines(linear)['internal RL (3 seeds)'], [0.0, 0.2, 0.5])
-  np.testing.assert_allclose(lines(logarithmic)['internal RL (3 seeds)'], [np.nan, 0.2, 0.5])
+  np.testing.assert_allclose(lines(logarithmic)['internal RL (3 seeds)'], [0.0, 0.2, 0.5])
   singles = [line for line in logarithmic.get_lines() if line.get_label() == '_single']
-  np.testing.assert_allclose(singles[2].get_ydata(), [np.nan, 0.1, 0.5])
+  np.testing.assert_allclose(singles[2].get_ydata(), [0.0, 0.1, 0.5])
+  place = lambda axis, value: axis.transAxes.inverted().transform(
+    axis.transData.transform((0, value))
+  )
+  heights = [place(logarithmic, value)[1] for value in (0.0, 0.1, 1.0)]
+  assert 0 < heights[0] < heights[1] < heights[2] == pytest.approx(1)
   (band,) = linear.collections
   reached = band.get_paths()[0].vertices
   assert reached[reached[:, 0] == 2, 1].min() == pytest.approx(0.45)
