@@ -2,9 +2,9 @@
 
   python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 
-'paper' is App. C of the paper; 'small' two hours of CPU or minutes of GPU; 'quickstart' a quarter
-of an hour on two cores; 'smoke' seconds, to see that everything runs. Every field can be overridden
-from the command line, `--config.pretrain.batch=256`.
+'paper' is App. C of the paper; 'small' two to three hours of CPU or minutes of GPU; 'quickstart' a
+quarter of an hour on two cores; 'smoke' seconds, to see that everything runs. Every field can be
+overridden from the command line, `--config.pretrain.batch=256`.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -175,8 +175,8 @@ def _small(config: ConfigDict) -> None:
     # As the policy grows sure of itself its gradient grows, and a single update can undo it all.
     clip_norm=1.0,
     schedule='cosine',
-    learning_rates=(1e-3,),
-    raw_learning_rates=(1e-4,),
+    learning_rates=(1e-4, 1e-3, 3e-3),
+    raw_learning_rates=(1e-4, 1e-3, 3e-3),
     time_limit=64,
     max_decisions=32,
     epochs=2,

@@ -165,9 +165,9 @@ def _learning_curves(results: Mapping[str, list[Result]], expert: Sequence[float
     chosen = sorted({result['learning_rate'] for result in found})
     rates.append(f'{method} {", ".join(f"{rate:g}" for rate in chosen)}')
   caption = (
-    'Success of the episodes trained on; median and quartiles over seeds, at the learning rate '
-    f'that ended best of those tried ({"; ".join(rates)}). The paper shows 30 seeds and a million '
-    'episodes. Compare Figs. 8 and A5.'
+    'Success of the episodes trained on; median and quartiles over seeds, each at the learning '
+    f'rate that ended best of those it tried ({"; ".join(rates)}). The paper shows 30 seeds and a '
+    'million episodes. Compare Figs. 8 and A5.'
   )
   if expert:
     caption += ' The level is that of the expert, by which Fig. 8 divides.'
