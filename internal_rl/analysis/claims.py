@@ -272,6 +272,8 @@ def _by_strength(members: Sequence[Result]) -> list[Number]:
   if len(strengths) < 2:
     return []
   at = f'at α = {", ".join(f"{alpha:g}" for alpha in strengths)}'
+  count = len(members) // len(strengths)
+  each = f'medians of {count} metacontrollers' if count > 1 else 'of one metacontroller'
   rows = []
   for field, text in (
     ('f1_tolerance_0', 'F1 of switches, exact step'),
@@ -281,16 +283,9 @@ def _by_strength(members: Sequence[Result]) -> list[Number]:
     ('nll', 'Distortion: action loss, nats a step'),
     ('hard_nll', 'The same, with the gate thresholded'),
   ):
-    rows.append(Number(f'{text}, {at}', _side_by_side(members, field, 'alpha', 'metacontroller')))
+    values = ', '.join(f'{value:.3g}' for value in medians(members, field).values())
+    rows.append(Number(f'{text}, {at}', f'{values} ({each})'))
   return rows
-
-
-def _side_by_side(rows: Sequence[Result], field: str, axis: str, noun: str) -> str:
-  """Returns the medians of `field` along an axis of the config, in its order."""
-  found = medians(rows, field, axis)
-  count = len(rows) // len(found)
-  each = f'medians of {count} {noun}s' if count > 1 else f'of one {noun}'
-  return f'{", ".join(f"{value:.3g}" for value in found.values())} ({each})'
 
 
 def _evaluate(results: list[Result]) -> list[Number]:
@@ -366,9 +361,11 @@ def _reinforce(results: list[Result]) -> list[Number]:
     Number(f'{told} before its first update', initial, '', start, names[0]),
     Number(f'{told} after {episodes:,} episodes', rate(runs), '', end, names[1]),
   ]
-  tried = [run for result in results for run in result['runs']]
-  if len(rates := sorted({run['learning_rate'] for run in tried})) > 1:
-    at = ', '.join(f'{value:g}' for value in rates)
-    each = _side_by_side(tried, 'success', 'learning_rate', 'run')
-    rows.append(Number(f'{told}, in the end, at learning rates {at}', each))
+  scan: dict[float, list[float]] = {}
+  for run in (run for result in results for run in result['runs']):
+    scan.setdefault(run['learning_rate'], []).append(run['success'])
+  if len(scan) > 1:
+    at = ', '.join(f'{value:g}' for value in scan)
+    found = '; '.join(map(spread, scan.values()))
+    rows.append(Number(f'{told}, in the end, at learning rates {at}', found))
   return rows

@@ -356,11 +356,11 @@ def tolerances(row: Row) -> list[int]:
   return sorted(int(name.removeprefix(start)) for name in row if name.startswith(start))
 
 
-def medians(rows: Sequence[Row], name: str, axis: str = 'alpha') -> dict[float, float]:
-  """Returns the median over seeds by KL strength, or along another axis, in order."""
-  places = sorted({row[axis] for row in rows})
-  at = lambda place: [row[name] for row in rows if row[axis] == place]
-  return {place: float(np.median(at(place))) for place in places}
+def medians(members: Sequence[Row], name: str) -> dict[float, float]:
+  """Returns the median over seeds by KL strength, in order."""
+  alphas = sorted({row['alpha'] for row in members})
+  of = lambda alpha: [row[name] for row in members if row['alpha'] == alpha]
+  return {alpha: float(np.median(of(alpha))) for alpha in alphas}
 
 
 def _by_alpha(axis, members: Sequence[Row], name: str, label: str, colour: str, style: str) -> None:
