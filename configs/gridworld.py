@@ -2,9 +2,9 @@
 
   python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 
-'paper' is App. C of the paper; 'small' two to three hours of CPU or minutes of GPU; 'quickstart' a
-quarter of an hour on two cores; 'smoke' seconds, to see that everything runs. Every field can be
-overridden from the command line, `--config.pretrain.batch=256`.
+'paper' is App. C of the paper; 'small' two to three hours of one CPU core; 'quickstart' a quarter
+of an hour on two; 'smoke' seconds, to see that everything runs. Every field can be overridden from
+the command line, `--config.pretrain.batch=256`.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -361,11 +361,10 @@ def _reinforce(results: list[Result]) -> list[Number]:
     Number(f'{told} before its first update', initial, '', start, names[0]),
     Number(f'{told} after {episodes:,} episodes', rate(runs), '', end, names[1]),
   ]
-  scan: dict[float, list[float]] = {}
-  for run in (run for result in results for run in result['runs']):
-    scan.setdefault(run['learning_rate'], []).append(run['success'])
-  if len(scan) > 1:
-    at = ', '.join(f'{value:g}' for value in scan)
-    found = '; '.join(map(spread, scan.values()))
-    rows.append(Number(f'{told}, in the end, at learning rates {at}', found))
+  tried = [run for result in results for run in result['runs']]
+  rates = sorted({run['learning_rate'] for run in tried})
+  if len(rates) > 1:
+    at = ', '.join(f'{value:g}' for value in rates)
+    each = [rate([run for run in tried if run['learning_rate'] == value]) for value in rates]
+    rows.append(Number(f'{told}, in the end, at learning rates {at}', '; '.join(each)))
   return rows

@@ -166,8 +166,9 @@ def _learning_curves(results: Mapping[str, list[Result]], expert: Sequence[float
     rates.append(f'{method} {", ".join(f"{rate:g}" for rate in chosen)}')
   caption = (
     'Success of the episodes trained on; median and quartiles over seeds, each at the learning '
-    f'rate that ended best of those it tried ({"; ".join(rates)}). The paper shows 30 seeds and a '
-    'million episodes. Compare Figs. 8 and A5.'
+    f'rate that ended best of those it tried, of equals the first ({"; ".join(rates)}). Below its '
+    'smallest success the logarithmic axis is linear. The paper shows 30 seeds and a million '
+    'episodes. Compare Figs. 8 and A5.'
   )
   if expert:
     caption += ' The level is that of the expert, by which Fig. 8 divides.'

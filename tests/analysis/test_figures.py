@@ -153,7 +153,7 @@ def test_the_sweep_orders_strengths_and_takes_the_median_over_seeds():
   assert figures.kl_sweep(rows).axes[0].get_xscale() == 'log'
 
 
-def test_learning_curves_show_median_and_quartiles_and_zero_also_on_the_logarithmic_axis():
+def test_learning_curves_show_median_and_quartiles_on_both_axes():
   values = ([0.0, 0.2, 0.4], [0.0, 0.3, 0.6, 0.9], [0.0, 0.1, 0.5])
   seeds = [[{'episodes': i, 'success': s} for i, s in enumerate(row)] for row in values]
   linear, logarithmic = figures.learning_curves({'internal': seeds}).axes
@@ -161,15 +161,33 @@ def test_learning_curves_show_median_and_quartiles_and_zero_also_on_the_logarith
   np.testing.assert_allclose(lines(logarithmic)['internal RL (3 seeds)'], [0.0, 0.2, 0.5])
   singles = [line for line in logarithmic.get_lines() if line.get_label() == '_single']
   np.testing.assert_allclose(singles[2].get_ydata(), [0.0, 0.1, 0.5])
-  place = lambda axis, value: axis.transAxes.inverted().transform(
-    axis.transData.transform((0, value))
-  )
-  heights = [place(logarithmic, value)[1] for value in (0.0, 0.1, 1.0)]
-  assert 0 < heights[0] < heights[1] < heights[2] == pytest.approx(1)
   (band,) = linear.collections
   reached = band.get_paths()[0].vertices
   assert reached[reached[:, 0] == 2, 1].min() == pytest.approx(0.45)
   assert reached[reached[:, 0] == 2, 1].max() == pytest.approx(0.55)
+
+
+def heights(axis, values):
+  """Where values are on an axis: 0 at its foot, 1 at its top."""
+  transform = axis.transData - axis.transAxes
+  return [transform.transform((0, value))[1] for value in values]
+
+
+def test_decades_are_equally_high_and_zero_has_a_place_below_the_smallest_success():
+  curve = [{'episodes': i, 'success': s} for i, s in enumerate((0.0, 1e-3, 0.5))]
+  axis = figures.learning_curves({'internal': [curve]}).axes[1]
+  zero, *decades = heights(axis, (0.0, 1e-3, 1e-2, 1e-1, 1.0))
+  assert 0 < zero < decades[0] < decades[-1] == pytest.approx(1)
+  np.testing.assert_allclose(np.diff(decades), decades[1] - decades[0])
+  np.testing.assert_allclose(axis.get_yticks(), [0, 1e-3, 1e-2, 1e-1, 1])
+
+
+def test_a_curve_without_any_success_lies_on_zero():
+  curve = [{'episodes': i, 'success': 0.0} for i in range(3)]
+  axis = figures.learning_curves({'internal': [curve]}).axes[1]
+  assert set(lines(axis)['internal RL (1 seed)']) == {0.0}
+  (zero,) = heights(axis, [0.0])
+  assert 0 < zero < 0.1
 
 
 def test_an_imperfect_expert_is_the_level_that_learning_curves_are_held_against():
