@@ -15,7 +15,7 @@ SUITED := sys.version_info >= (3, 11)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
 
-quickstart: $(READY)  ## the whole story in minutes on a CPU: data, the three phases, figures
+quickstart: $(READY)  ## every stage once, in minutes on a CPU, and a report
 	$(BIN)/python -m experiments.pipeline --config=configs/gridworld.py:quickstart --workdir=runs/quickstart
 
 test: $(READY)  ## all tests
