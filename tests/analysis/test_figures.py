@@ -167,7 +167,7 @@ def test_learning_curves_show_median_and_quartiles_on_both_axes():
   assert reached[reached[:, 0] == 2, 1].max() == pytest.approx(0.55)
 
 
-def heights(axis, values):
+def places(axis, values):
   """Where values are on an axis: 0 at its foot, 1 at its top."""
   transform = axis.transData - axis.transAxes
   return [transform.transform((0, value))[1] for value in values]
@@ -176,7 +176,7 @@ def heights(axis, values):
 def test_decades_are_equally_high_and_zero_has_a_place_below_the_smallest_success():
   curve = [{'episodes': i, 'success': s} for i, s in enumerate((0.0, 1e-3, 0.5))]
   axis = figures.learning_curves({'internal': [curve]}).axes[1]
-  zero, *decades = heights(axis, (0.0, 1e-3, 1e-2, 1e-1, 1.0))
+  zero, *decades = places(axis, (0.0, 1e-3, 1e-2, 1e-1, 1.0))
   assert 0 < zero < decades[0] < decades[-1] == pytest.approx(1)
   np.testing.assert_allclose(np.diff(decades), decades[1] - decades[0])
   np.testing.assert_allclose(axis.get_yticks(), [0, 1e-3, 1e-2, 1e-1, 1])
@@ -186,7 +186,7 @@ def test_a_curve_without_any_success_lies_on_zero():
   curve = [{'episodes': i, 'success': 0.0} for i in range(3)]
   axis = figures.learning_curves({'internal': [curve]}).axes[1]
   assert set(lines(axis)['internal RL (1 seed)']) == {0.0}
-  (zero,) = heights(axis, [0.0])
+  (zero,) = places(axis, [0.0])
   assert 0 < zero < 0.1
 
 
