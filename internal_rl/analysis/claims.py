@@ -239,13 +239,18 @@ def _amplified(results: list[Result]) -> list[Number]:
   return [Number(text, rate(_pick(found[best], 'post_training')), '')]
 
 
+def chosen_strengths(results: Sequence[Result]) -> str:
+  """Returns the KL strengths of the metacontrollers that were selected, in words."""
+  chosen = {result['members'][result['selected']]['alpha'] for result in results}
+  return ', '.join(f'{alpha:g}' for alpha in sorted(chosen))
+
+
 def _discover(results: list[Result]) -> list[Number]:
   rows, best = [], 'at most 1'
   members = [member for result in results for member in result['members']]
   every = f'{spread(_pick(members, "subgoal_decoded"))} of all that were trained'
   if by_strength := _by_strength(members):  # Which tells of every one.
-    chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
-    best += f'; chosen: α = {", ".join(f"{alpha:g}" for alpha in chosen)}'
+    best += f'; chosen: α = {chosen_strengths(results)}'
     every = ''
   for tolerance in tolerances(results[0]):
     within = ['exact step', 'within one step'][tolerance] if tolerance < 2 else ''

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from internal_rl.analysis import figures
-from internal_rl.analysis.claims import METHODS, Result, Run, best_runs
+from internal_rl.analysis.claims import METHODS, Result, Run, best_runs, chosen_strengths
 from internal_rl.analysis.report import Picture
 from internal_rl.envs.tasks import FAMILIES
 
@@ -115,9 +115,8 @@ def _gates(result: Result) -> Picture:
   )
   caption = (
     f'The {len(beta)} first held-out demonstrations, not chosen (seed {result["seed"]}, α = '
-    f'{result["alpha"]:g}); the gate '
-    'was trained without labels. It is open at the first step by construction. The next subgoal '
-    'may be the same again. Compare Figs. 6 and A3.'
+    f'{result["alpha"]:g}); the gate was trained without labels. It is open at the first step by '
+    'construction. The next subgoal may be the same again. Compare Figs. 6 and A3.'
   )
   return Picture(figures.png(figure), 'Switching gates over time', caption)
 
@@ -125,11 +124,10 @@ def _gates(result: Result) -> Picture:
 def _kl_sweep(results: list[Result], base_nll: Sequence[float]) -> Picture:
   members = [member for result in results for member in result['members']]
   count = len(members) // len({member['alpha'] for member in members})
-  chosen = sorted({result['members'][result['selected']]['alpha'] for result in results})
   caption = (
     f'Metacontrollers, {count} a strength; numbers beside the line are α. Rate and distortion are '
     'of the gate as it was trained, switches of the thresholded one. For internal RL α = '
-    f'{", ".join(f"{alpha:g}" for alpha in chosen)} was chosen: of one strength the best '
+    f'{chosen_strengths(results)} was chosen: of one strength the best '
     'objective, of strengths the most successes of codes drawn from N(0, I), which may be few, '
     'then the lowest loss. Compare Fig. 7.'
   )
